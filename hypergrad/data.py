@@ -1,0 +1,141 @@
+"""Samplers: where an algorithm gets its batches from.
+
+An algorithm asks the problem for data and never sees a loader. A sampler gives a random batch, the whole data
+set, and its own position as plain data, so that a run can be replayed and resumed exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from hypergrad.errors import InputError
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A source of batches."""
+
+    def draw(self) -> Any:
+        """Return the next batch."""
+
+    def full(self) -> Any:
+        """Return the whole data set as one batch."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position as plain numbers."""
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to a position that :meth:`state_dict` returned."""
+
+
+@final
+class Fixed:
+    """The same batch every time.
+
+    >>> Fixed(7).draw()
+    7
+    """
+
+    def __init__(self, batch: Any) -> None:
+        """Keep the batch."""
+        self.batch = batch
+
+    def draw(self) -> Any:
+        """Return the batch."""
+        return self.batch
+
+    def full(self) -> Any:
+        """Return the batch."""
+        return self.batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return an empty position."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Accept an empty position."""
+
+
+@final
+class TensorSampler:
+    """Shuffled minibatches of tensors that lie on one device, indexed there.
+
+    Every epoch is a new permutation that depends on ``seed`` and the epoch's number only, so the position is two
+    integers. The last batch of an epoch is smaller when ``batch_size`` does not divide the number of examples.
+
+    Args:
+        tensors: tensors with one row per example.
+        batch_size: number of examples in a batch, from 1 to the number of examples.
+        seed: seed of the permutations.
+        index: whether a batch starts with the row numbers, as per-example hyperparameters need.
+
+    Raises:
+        InputError: no tensors, different numbers of rows, or a batch size out of range.
+
+    Example:
+        >>> import torch
+        >>> sampler = TensorSampler(torch.arange(4.0), batch_size=2, index=True)
+        >>> rows, values = sampler.draw()
+        >>> bool((rows == values).all())
+        True
+    """
+
+    def __init__(self, *tensors: Tensor, batch_size: int, seed: int = 0, index: bool = False) -> None:
+        """Check the rows and start before the first batch."""
+        rows = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
+        if len(rows) != 1 or None in rows:
+            raise InputError(
+                passed=f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]}",
+                expected="at least one tensor, all with the same number of rows",
+                do="stack the data so that row i of every tensor belongs to example i",
+            )
+        self.tensors = tensors
+        self.rows = tensors[0].shape[0]
+        if not 1 <= batch_size <= self.rows:
+            raise InputError(
+                passed=f"batch_size={batch_size} for {self.rows} examples",
+                expected=f"a number from 1 to {self.rows}",
+                do="lower batch_size, or use hypergrad.Fixed for the whole data set at once",
+            )
+        self.batch_size, self.seed, self.index = batch_size, seed, index
+        self._epoch, self._batch = 0, 0
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in an epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def draw(self) -> tuple[Tensor, ...]:
+        """Return the next batch as a tuple of tensors."""
+        start = self._batch * self.batch_size
+        rows = self._permutation()[start : start + self.batch_size]
+        self._batch += 1
+        if self._batch == self.batches:
+            self._epoch, self._batch = self._epoch + 1, 0
+        picked = tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+        return (rows, *picked) if self.index else picked
+
+    def full(self) -> tuple[Tensor, ...]:
+        """Return all examples in their own order."""
+        rows = torch.arange(self.rows, device=self.tensors[0].device)
+        return (rows, *self.tensors) if self.index else self.tensors
+
+    def state_dict(self) -> dict[str, int]:
+        """Return epoch and batch number."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to an epoch and batch number."""
+        self._epoch, self._batch = state["epoch"], state["batch"]
+
+    def _permutation(self) -> Tensor:
+        if self._order is None or self._order[0] != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._epoch) % 2**63)
+            order = torch.randperm(self.rows, generator=generator).to(self.tensors[0].device)
+            self._order = (self._epoch, order)
+        return self._order[1]

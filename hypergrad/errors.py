@@ -1,0 +1,100 @@
+"""Errors and warnings: what was passed, what was expected, what to do.
+
+A user's mistake is an :class:`InputError`, raised before anything is computed or changed. A failure of the
+numbers is a :class:`NumericalError` when no usable answer exists, and otherwise a :class:`HypergradWarning`
+that also stands in the :class:`~hypergrad.Report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HypergradError(Exception):
+    """Base of every error the library raises on purpose.
+
+    Args:
+        passed: what was found, in the caller's own words (names, shapes, values).
+        expected: what would have been right.
+        do: the remedy.
+    """
+
+    def __init__(self, passed: str, expected: str, do: str) -> None:
+        """Keep the three parts and join them into one message."""
+        super().__init__(passed, expected, do)
+        self.passed, self.expected, self.do = passed, expected, do
+
+    def __str__(self) -> str:
+        """Return the three parts, one a line."""
+        return f"passed: {self.passed}\nexpected: {self.expected}\ndo: {self.do}"
+
+
+class InputError(HypergradError, ValueError):
+    """A wrong argument, found at the door."""
+
+
+class TreeError(InputError):
+    """A tree of tensors with a missing, extra or misspelt key, or with tensors that do not fit together."""
+
+
+class ObjectiveError(InputError):
+    """An objective that does not return a differentiable scalar."""
+
+
+class UnreachedError(InputError):
+    """A hyperparameter or parameter that no path of the problem reaches."""
+
+
+class WrappedModuleError(InputError):
+    """A module whose wrapper breaks second derivatives (DDP, FSDP, ``torch.compile``)."""
+
+
+class UnsupportedError(InputError):
+    """A combination that the chosen algorithm cannot serve."""
+
+
+class MissingDependencyError(HypergradError, ImportError):
+    """An optional package or data set that is not installed."""
+
+
+class NumericalError(HypergradError, ArithmeticError):
+    """A computation that left no usable answer."""
+
+
+class NonFiniteError(NumericalError):
+    """NaN or infinity in a loss, a gradient or a product."""
+
+
+class DivergenceError(NumericalError):
+    """An iteration that grew instead of settling."""
+
+
+class HypergradWarning(UserWarning):
+    """Base of every warning the library gives."""
+
+
+class StationarityWarning(HypergradWarning):
+    """The inner problem is far from its optimum, so the implicit formula is biased."""
+
+
+class CurvatureWarning(HypergradWarning):
+    """Negative curvature was met: the inner Hessian is indefinite here."""
+
+
+class ConvergenceWarning(HypergradWarning):
+    """An iteration stopped before it reached its tolerance."""
+
+
+class ReachWarning(HypergradWarning):
+    """A tensor that one of the objectives does not use."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string.
+
+    >>> did_you_mean("wieght", ["weight", "bias"])
+    " (did you mean 'weight'?)"
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,147 @@
+"""What is held still around second derivatives: random numbers, kernels, compiled code and autocast."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hypergrad.data import Sampler
+from hypergrad.errors import ObjectiveError, WrappedModuleError
+
+
+@contextmanager
+def pinned_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Restore torch's random state of the CPU and of ``device`` on exit; with ``seed``, start from it.
+
+    Without a seed the block draws the numbers that would have come next, and they come again after it.
+    """
+    devices = [device] if device.type not in ("cpu", "meta") else []
+    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A point in the stream of random numbers and batches, to come back to.
+
+    Attributes:
+        cpu: random state of the CPU.
+        accelerator: random state of the device, ``None`` on the CPU.
+        samplers: samplers with their positions.
+    """
+
+    device: torch.device
+    cpu: Tensor
+    accelerator: Tensor | None
+    samplers: tuple[tuple[Sampler, dict[str, int]], ...]
+
+    @classmethod
+    def capture(cls, device: torch.device, *samplers: Sampler | None) -> Draws:
+        """Return the present point."""
+        accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        positions = tuple((sampler, sampler.state_dict()) for sampler in samplers if sampler is not None)
+        return cls(device, torch.get_rng_state(), accelerator, positions)
+
+    def restore(self) -> None:
+        """Go back, so that the same random numbers and batches come again."""
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            torch.cuda.set_rng_state(self.accelerator, self.device)
+        for sampler, position in self.samplers:
+            sampler.load_state_dict(position)
+
+
+@contextmanager
+def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
+    """Run a forward pass whose graph can be differentiated twice, with gradients enabled.
+
+    Fused attention has no double backward on any device, so the math kernel is used. Functions compiled with
+    ``torch.compile`` lose their curvature without a word, so they run eagerly. Autocast is off: products of
+    half-precision graphs are wrong by several per cent. cuDNN's recurrent kernels have no double backward either;
+    ``cudnn=False`` switches the library off for graphs that hold one.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if not cudnn:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What a walk over an autograd graph found.
+
+    Attributes:
+        nodes: every node of the graph.
+        leaf_ids: ``id`` of every leaf tensor that the graph reaches.
+        cudnn_rnn: whether a cuDNN recurrent kernel was recorded.
+    """
+
+    nodes: frozenset[Any]
+    leaf_ids: frozenset[int]
+    cudnn_rnn: bool
+
+    def reaches(self, tensor: Tensor) -> bool:
+        """Return whether the graph depends on ``tensor``."""
+        return id(tensor) in self.leaf_ids or (tensor.grad_fn is not None and tensor.grad_fn in self.nodes)
+
+
+def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: str) -> GraphFacts:
+    """Walk the graph of ``outputs`` down to ``inputs`` and return what it reaches.
+
+    Raises:
+        WrappedModuleError: the graph holds the backward of a compiled function, which has no second derivative.
+        ObjectiveError: it holds a custom function whose backward is marked ``once_differentiable``.
+    """
+    outputs = list(outputs)
+    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen: set[Any] = set(stack)
+    ends = {tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None}
+    leaf_ids = {id(output) for output in outputs if output.grad_fn is None}
+    cudnn_rnn = False
+    while stack:
+        node = stack.pop()
+        if node in ends:
+            continue
+        kind = type(node).__name__
+        if kind == "AccumulateGrad":
+            leaf_ids.add(id(node.variable))  # type: ignore[attr-defined]
+            continue
+        if kind.startswith("CompiledFunction"):
+            raise WrappedModuleError(
+                passed=f"{name}, whose graph holds the backward of a torch.compile'd function",
+                expected="a graph that can be differentiated twice; compiled backwards lose their curvature silently",
+                do="evaluate the objective inside the call, so that it runs eagerly, or pass the uncompiled function "
+                "(model._orig_mod for a compiled module)",
+            )
+        _refuse_once_differentiable(node, name)
+        cudnn_rnn = cudnn_rnn or kind.startswith("CudnnRnn")
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return GraphFacts(frozenset(seen), frozenset(leaf_ids), cudnn_rnn)
+
+
+def _refuse_once_differentiable(node: object, name: str) -> None:
+    forward = getattr(type(node), "_forward_cls", None)
+    backward = getattr(forward, "backward", None)
+    if hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__:
+        raise ObjectiveError(
+            passed=f"{name}, which calls {forward.__name__}, an autograd.Function marked once_differentiable",
+            expected="functions whose backward is itself differentiable; this one would lose its curvature silently",
+            do="write its backward in torch operations without the once_differentiable mark",
+        )

@@ -1,0 +1,110 @@
+"""User functions of (params, hparams[, batch]), called with checks on what goes in and comes out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from hypergrad.errors import InputError, ObjectiveError
+from hypergrad.tree import NamedTree, Tree, check_keys
+
+
+@final
+@dataclass(frozen=True)
+class UserFunction:
+    """A user's function under the name it has in messages, called with or without a batch as its signature asks.
+
+    Raises:
+        InputError: a signature that takes neither two nor three positional arguments.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        """Read the signature once."""
+        if not callable(self.function):
+            raise InputError(
+                passed=f"{self.name}={self.function!r}",
+                expected="a function of (params, hparams) or (params, hparams, batch)",
+                do=f"pass {self.name}=lambda params, hparams: ...",
+            )
+        object.__setattr__(self, "_takes_batch", _takes_batch(self.name, self.function))
+
+    def __call__(self, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], batch: Any) -> Any:
+        """Return whatever the function returns; a wrong key raises with the nearest name."""
+        trees = NamedTree("params", params), NamedTree("hparams", hparams)
+        takes_batch: bool = self._takes_batch  # type: ignore[attr-defined]
+        return self.function(*trees, batch) if takes_batch else self.function(*trees)
+
+    def scalar(self, params: Tree, hparams: Tree, batch: Any, *, differentiable: bool) -> Tensor:
+        """Return the function's value as a 0-d tensor.
+
+        Raises:
+            ObjectiveError: not one floating-point number, or (if it has to be) not differentiable.
+        """
+        value = self(params, hparams, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            is_tensor = isinstance(value, Tensor)
+            found = f"a {value.dtype} tensor of shape {tuple(value.shape)}" if is_tensor else type(value).__name__
+            raise ObjectiveError(
+                passed=f"{self.name}, which returned {found}",
+                expected="one floating-point number as a tensor",
+                do=f"reduce it in {self.name}: take .mean() or .sum() of the per-example losses",
+            )
+        if differentiable and torch.is_grad_enabled() and not value.requires_grad:
+            raise ObjectiveError(
+                passed=f"{self.name}, which returned a number that depends on no parameter and no hyperparameter",
+                expected="a loss computed from the params and hparams arguments with torch operations",
+                do="look for .item(), .detach(), .numpy(), torch.no_grad() or a metric such as accuracy in "
+                f"{self.name}; a module must be called with torch.func.functional_call(module, params, inputs)",
+            )
+        return value.reshape(())
+
+    def tree(self, params: Tree, hparams: Tree, batch: Any) -> Tree:
+        """Return the function's value as a tree with the keys of ``params``.
+
+        Raises:
+            InputError: not a mapping.
+            TreeError: other keys.
+        """
+        value = self(params, hparams, batch)
+        if not isinstance(value, Mapping):
+            raise InputError(
+                passed=f"{self.name}, which returned {type(value).__name__}",
+                expected=f"a dict of tensors with the keys {list(params)}",
+                do=f"return one tensor for each tensor of params from {self.name}",
+            )
+        check_keys(f"the value of {self.name}", value, params)
+        return {key: value[key] for key in params}
+
+
+def count_arguments(function: Callable[..., Any], choices: tuple[int, ...]) -> int | None:
+    """Return the first of ``choices`` that is a number of positional arguments the function takes, else ``None``."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return choices[0]
+    for count in choices:
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            continue
+        return count
+    return None
+
+
+def _takes_batch(name: str, function: Callable[..., Any]) -> bool:
+    count = count_arguments(function, (3, 2))
+    if count is None:
+        raise InputError(
+            passed=f"{name} with the signature {inspect.signature(function)}",
+            expected="(params, hparams) or (params, hparams, batch)",
+            do="take these positional arguments; bind everything else with functools.partial or a closure",
+        )
+    return count == 3

@@ -1,0 +1,1 @@
+"""Every algorithm, one file each, named as its paper: ``bilevel``, ``inner`` and ``linear``."""

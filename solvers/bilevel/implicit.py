@@ -1,0 +1,314 @@
+"""Implicit differentiation: the implicit function theorem with any linear solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from hypergrad import guards, tree
+from hypergrad.algorithm import (
+    Algorithm,
+    Cost,
+    Hypergradient,
+    Report,
+    Stopwatch,
+    check_finite,
+    check_reached,
+    refuse_second_order,
+)
+from hypergrad.data import Fixed
+from hypergrad.errors import DivergenceError, InputError, NonFiniteError, UnsupportedError
+from hypergrad.inner import InnerSolver, Tuned, UpdateRule
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.problem import OuterGradients, Problem
+from hypergrad.solvers.linear.cg import CG
+from hypergrad.solvers.linear.spectrum import top_curvature
+from hypergrad.stationarity import Stationarity
+from hypergrad.tree import Tree
+
+
+@final
+@dataclass(frozen=True)
+class ImplicitState:
+    """What :class:`Implicit` remembers between steps.
+
+    Attributes:
+        params: θ, where training ended last.
+        steps: hypergradients taken.
+        solution: the last H⁻¹∇_θ f as a flat vector, to start the next solve from, or ``None``.
+        memory: the linear solver's memory (a preconditioner's sketch, a power vector).
+    """
+
+    params: Tree
+    steps: int = 0
+    solution: Tensor | None = None
+    memory: Memory = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
+class Implicit(Algorithm[ImplicitState]):
+    """dF/dλ = ∂f/∂λ − (∂²g/∂θ∂λ)ᵀ q with H q = ∂f/∂θ and H = ∂²g/∂θ² (+ damping · I).
+
+    1. Train: θ ← inner(θ, λ), from where the last training ended.
+    2. Build the graph of ∇_θ g at θ once; v = ∂f/∂θ.
+    3. Solve H q = v with ``linear``, one reverse pass a product.
+    4. dF/dλ = ∂f/∂λ − (∂²g/∂θ∂λ)ᵀ q, one more reverse pass on the same graph.
+
+    The formula holds where ∇_θ g = 0. Elsewhere it is the hypergradient of a nearby problem, and the report says
+    by how much the outer loss would still move. Memory does not depend on the length of training.
+
+    Args:
+        linear: how the linear system is solved. ``CG`` is exact, ``Neumann(k)`` and ``Identity`` (T1-T2) are biased.
+        inner: how to train; ``None`` when the parameters that are passed are trained already.
+        damping: number of at least 0 added to H, in units of curvature; it biases the answer.
+        stationarity: relative change of the outer loss, at least 0, that the rest of training may make before a
+            :class:`~hypergrad.errors.StationarityWarning` is given.
+
+    Cost: training; 1 inner gradient, 1 outer gradient; the linear solver's products and 1.
+
+    Raises:
+        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate).
+        UnreachedError: a hyperparameter that enters nothing.
+        DivergenceError: a linear solve that diverged.
+        NonFiniteError: NaN or infinity, with the tensor's name.
+
+    Source: Lorraine, Vicol, Duvenaud (2020) for ``Neumann``; Pedregosa (2016) for ``CG``; Luketina et al. (2016) for
+    ``Identity``. Deviation: the direct term ∂f/∂λ keeps its own sign.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(
+        ...     inner=lambda params, hparams: ((params["w"] - hparams["x"]) ** 2).sum(),
+        ...     outer=lambda params, hparams: (params["w"] ** 2).sum(),
+        ... )
+        >>> point = {"w": torch.tensor([3.0])}, {"x": torch.tensor([3.0])}
+        >>> hg.hypergradient(problem, *point, hg.Implicit(hg.CG())).grads["x"]
+        tensor([6.])
+    """
+
+    linear: LinearSolver = field(default_factory=CG)
+    inner: InnerSolver | None = None
+    damping: float = 0.0
+    stationarity: float = 0.01
+    stochastic = False
+    order = 2
+    cost = "training + 1 inner gradient + 1 outer gradient + linear solve + 1 product"
+    needs = "an inner optimum (∇g = 0) and a regular Hessian there"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the linear solver is exact and nothing is damped."""
+        return self.linear.exact and not self.damping
+
+    def __post_init__(self) -> None:
+        """Refuse negative damping and tolerance."""
+        for name in ("damping", "stationarity"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    passed=f"Implicit({name}={getattr(self, name)})",
+                    expected=f"{name} >= 0",
+                    do=f"leave {name} out for the default",
+                )
+
+    def budget(self, params_size: int, hparams_size: int) -> Cost:
+        """Return training's passes, one gradient of each objective, the solve's products and one."""
+        training = Cost() if self.inner is None else self.inner.budget()
+        solve = Cost(inner_gradients=1, outer_gradients=1, products=self.linear.budget(params_size) + 1)
+        return training + solve
+
+    def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> ImplicitState:
+        """Check the inputs and start at ``params``."""
+        params, hparams = problem.check_inputs(params, hparams)
+        return ImplicitState(tree.detached(params))
+
+    def response(self, problem: Problem, state: ImplicitState, hparams: Tree) -> Tree:
+        """Return θ after training at ``hparams``; the state's parameters where there is no inner solver."""
+        return state.params if self.inner is None else self.inner.run(problem, state.params, hparams).params
+
+    def step(self, problem: Problem, state: ImplicitState, hparams: Tree) -> tuple[Hypergradient, ImplicitState]:
+        """Train, solve, and return the hypergradient."""
+        device = tree.device_of(state.params)
+        watch = Stopwatch(device)
+        with guards.pinned_rng(device):
+            params, cost = state.params, Cost()
+            if self.inner is not None:
+                trained = self.inner.run(problem, params, hparams)
+                params, cost = trained.params, trained.cost
+            outer = problem.outer_gradients(params, hparams, problem.draw_outer())
+            point = _Point(self, problem, params, hparams)
+            solution = point.solve(outer, state)
+            mixed = point.stationarity.cross(solution.value)
+        grads = {key: direct - mixed[key] for key, direct in outer.hparams.items()}
+        if state.steps == 0:
+            self._check_reached(hparams, point.stationarity.reached | outer.reached)
+        _check_answer(outer, point.stationarity, solution, grads)
+        cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
+        report = self._report(point.stationarity, outer, solution, cost, watch)
+        keep = solution.value if self.linear.uses_start else None
+        following = ImplicitState(params, state.steps + 1, keep, solution.memory)
+        return Hypergradient(grads, params, outer.value, report), following
+
+    def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
+        """Return θ* = response(λ) as θ* + S(∇_θ g(θ*, λ)), where S is 0 forwards and −H⁻¹ backwards.
+
+        The gradient's graph is ordinary autograd, so hyperparameters that a closure hides are found as well.
+        """
+        params, _ = problem.check_inputs(params, tree.detached(hparams))
+        device = tree.device_of(params)
+        with guards.pinned_rng(device):
+            trained = self.response(problem, ImplicitState(tree.detached(params)), tree.detached(hparams))
+            point = _Point(self, problem, trained, hparams)
+        ends = point.stationarity.ends()
+        correction = _Attach.apply(point, *ends.values())
+        return {key: trained[key] + shift for key, shift in zip(ends, correction, strict=True)}
+
+    def _check_reached(self, hparams: Tree, reached: frozenset[str]) -> None:
+        lost = [name for name in hparams if name not in reached]
+        rule = self.inner
+        if lost and isinstance(rule, UpdateRule) and any(isinstance(getattr(rule, s), Tuned) for s in rule.tuned):
+            raise UnsupportedError(
+                passed=f"hparams {lost}, which enter the inner solver {type(rule).__name__} and no objective, "
+                "with Implicit",
+                expected="hyperparameters of the inner or outer objective: an optimum does not depend on the learning "
+                "rate that led to it, so there is no implicit hypergradient",
+                do="use hypergrad.Unrolled, hypergrad.ForwardMode or hypergrad.ZerothOrder for these",
+            )
+        check_reached(
+            hparams,
+            reached,
+            advice="use them in inner, penalty or outer with torch operations (.item(), .detach() and torch.no_grad() "
+            "cut the path); for a learning rate or another setting of the training itself use hypergrad.Unrolled "
+            "with hypergrad.Tuned",
+        )
+
+    def _report(
+        self, point: Stationarity, outer: OuterGradients, solution: LinearResult, cost: Cost, watch: Stopwatch
+    ) -> Report:
+        loss, gap, error = torch.stack(
+            [
+                outer.value,
+                torch.linalg.vector_norm(point.residual),
+                torch.dot(solution.value, point.residual).abs(),
+            ]
+        ).tolist()
+        notes = {}
+        if error > self.stationarity * abs(loss):
+            notes["stationarity"] = (
+                f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
+                f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
+                "or use hypergrad.Unrolled for short training"
+            )
+        if solution.negative_curvature:
+            notes["curvature"] = (
+                "the inner Hessian is not positive definite here, so this point is no strict minimum; train longer, "
+                "add damping=, or use hypergrad.MINRES, which does not need definiteness"
+            )
+        if solution.status is Status.MAX_STEPS:
+            notes["convergence"] = (
+                f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
+                f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
+            )
+        return Report(
+            algorithm=repr(self),
+            status=str(solution.status),
+            outer_loss=loss,
+            cost=cost,
+            seconds=watch.seconds(),
+            peak_bytes=watch.peak_bytes(),
+            residual=solution.residual,
+            negative_curvature=solution.negative_curvature,
+            inner_gradient_norm=gap,
+            implied_error=error,
+            notes=notes,
+        )
+
+
+class _Point:
+    """The inner problem linearised where training ended, and solves with its Hessian."""
+
+    def __init__(self, algorithm: Implicit, problem: Problem, params: Tree, hparams: Tree) -> None:
+        self.algorithm, self.problem = algorithm, problem
+        self.stationarity = problem.linearise(params, hparams, problem.draw_inner())
+        self.linearised = 1
+
+    def solve(self, outer: OuterGradients, state: ImplicitState) -> LinearResult:
+        b = self.stationarity.layout.flatten(outer.params)
+        return self.solve_flat(b, state.solution, state.memory)
+
+    def solve_flat(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
+        operator = Operator.of(self.stationarity, self.algorithm.damping, redraw=self._redraw())
+        result = self.algorithm.linear.solve(operator, b, start, memory)
+        if result.status is Status.DIVERGED:
+            raise _diverged(self.algorithm, operator)
+        return result
+
+    def _redraw(self) -> Any:
+        if self.problem.inner_data is None or isinstance(self.problem.inner_data, Fixed):
+            return None
+
+        def redraw() -> Operator:
+            self.linearised += 1
+            fresh = self.problem.linearise(
+                self.stationarity.params, self.stationarity.hparams, self.problem.draw_inner()
+            )
+            return Operator.of(fresh, self.algorithm.damping)
+
+        return redraw
+
+
+class _Attach(torch.autograd.Function):
+    """S: zero forwards, −H⁻¹ backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, point: _Point, *ends: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.point = point
+        return tuple(torch.zeros_like(end) for end in ends)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order()
+        point: _Point = ctx.point
+        layout = point.stationarity.layout
+        b = layout.flatten(dict(zip(layout.shapes, cotangents, strict=True)))
+        with guards.pinned_rng(b.device):
+            result = point.solve_flat(b, None, {})
+        if result.status is Status.NON_FINITE:
+            check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
+            raise _non_finite_product(point.stationarity, b)
+        return (None, *(-view for view in layout.views(result.value).values()))
+
+
+def _check_answer(outer: OuterGradients, point: Stationarity, solution: LinearResult, grads: Tree) -> None:
+    if solution.status is not Status.NON_FINITE and tree.first_non_finite(grads) is None:
+        return
+    check_finite("the outer loss", {"f": outer.value}, when="where the hypergradient was asked for")
+    check_finite("the inner gradient of params", point.layout.views(point.residual), when="where training ended")
+    check_finite("the outer gradient of params", outer.params, when="where training ended")
+    check_finite("the outer gradient of hparams", outer.hparams, when="where training ended")
+    raise _non_finite_product(point, point.layout.flatten(outer.params))
+
+
+def _non_finite_product(point: Stationarity, b: Tensor) -> NonFiniteError:
+    name = tree.first_non_finite(point.layout.views(point.hvp(b)))
+    where = f"product 1 of the linear solve, in params {name!r}" if name else "a later product or the mixed product"
+    return NonFiniteError(
+        passed=f"NaN or infinity in {where}",
+        expected="finite second derivatives of the inner objective",
+        do="look for sqrt, norm, log or division at points where their second derivative is infinite, such as "
+        "torch.linalg.vector_norm at 0; add a small epsilon inside",
+    )
+
+
+def _diverged(algorithm: Implicit, operator: Operator) -> DivergenceError:
+    top, _ = top_curvature(operator, None, steps=20)
+    return DivergenceError(
+        passed=f"{algorithm.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
+        expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {2 / top if top else float('inf'):.3g}",
+        do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
+        "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
+    )

@@ -1,0 +1,101 @@
+"""Diagonal preconditioners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hypergrad.linear import Memory, Operator, Preconditioner, check_positive
+
+
+def rademacher(operator: Operator, seed: int) -> Tensor:
+    """Return a vector of random signs that depends on ``seed`` only, leaving the global random state alone."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
+    return signs.to(operator.device, operator.dtype).mul_(2).sub_(1)
+
+
+@final
+@dataclass(frozen=True)
+class PenaltyDiagonal(Preconditioner):
+    """M = d + c: the penalty's exact Hessian diagonal plus the mean curvature c = tr(B)/n of the data.
+
+    d is known because the penalty is given apart; c is one Rademacher probe vᵀBv/n (Hutchinson), renewed every
+    ``refresh`` solves. On an operator without a known diagonal it is the identity and costs nothing.
+
+    Args:
+        refresh: number of solves that use one probe, at least 1.
+
+    Cost: 1 product every ``refresh`` solves.
+    """
+
+    refresh: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse an empty period."""
+        check_positive("PenaltyDiagonal", refresh=self.refresh)
+
+    def budget(self, size: int) -> int:
+        """Return one probe."""
+        return 1
+
+    def build(self, operator: Operator, memory: Memory) -> tuple[Callable[[Tensor], Tensor] | None, Memory]:
+        """Return r ↦ r / (d + c)."""
+        if operator.diagonal is None:
+            return None, memory
+        age = memory.get("solves", 0)
+        curvature = memory.get("mean_curvature")
+        if curvature is None or age % self.refresh == 0:
+            v = rademacher(operator, seed=age)
+            image = torch.zeros_like(v)
+            operator.add_rest(image, v)
+            curvature = torch.dot(v, image) / operator.size
+        diagonal = operator.diagonal.clamp(min=0) + curvature.clamp(min=0)
+        inverse = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).reciprocal_()
+        return inverse.mul, {"solves": age + 1, "mean_curvature": curvature}
+
+
+@final
+@dataclass(frozen=True)
+class Jacobi(Preconditioner):
+    """M = diag of the mean of |v ⊙ A v| over Rademacher probes v: Hutchinson's diagonal, kept positive.
+
+    One probe's entry i has the variance Σ_{j≠i} A_ij². It helps when A is diagonally dominant; on a data Hessian
+    it can be worse than no preconditioner at all, so nothing uses it unasked.
+
+    Args:
+        probes: number of probes, at least 1.
+        refresh: number of solves that use one diagonal, at least 1.
+
+    Cost: ``probes`` products every ``refresh`` solves.
+
+    Source: the diagonal estimate of ADAHESSIAN (Yao et al. 2021), there an optimizer's scaling.
+    """
+
+    probes: int = 5
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse empty settings."""
+        check_positive("Jacobi", probes=self.probes, refresh=self.refresh)
+
+    def budget(self, size: int) -> int:
+        """Return the probes."""
+        return self.probes
+
+    def build(self, operator: Operator, memory: Memory) -> tuple[Callable[[Tensor], Tensor], Memory]:
+        """Return r ↦ r / M."""
+        age = memory.get("solves", 0)
+        diagonal = memory.get("diagonal")
+        if diagonal is None or age % self.refresh == 0:
+            diagonal = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
+            for probe in range(self.probes):
+                diagonal += operator(rademacher(operator, seed=age * self.probes + probe)).abs_()
+            diagonal /= self.probes
+        floor = torch.finfo(operator.dtype).eps * diagonal.max()
+        inverse = diagonal.clamp(min=floor).reciprocal_()
+        return inverse.mul, {"solves": age + 1, "diagonal": diagonal}
