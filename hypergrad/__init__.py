@@ -1,12 +1,23 @@
 """hypergrad: hypergradients for any training loop."""
 
+from hypergrad import errors as errors
+from hypergrad import outer as outer
 from hypergrad.algorithm import Algorithm as Algorithm
 from hypergrad.algorithm import Cost as Cost
 from hypergrad.algorithm import Hypergradient as Hypergradient
 from hypergrad.algorithm import Report as Report
+from hypergrad.callbacks import Callback as Callback
+from hypergrad.callbacks import Checkpoint as Checkpoint
+from hypergrad.callbacks import EarlyStopping as EarlyStopping
+from hypergrad.callbacks import History as History
+from hypergrad.callbacks import ProgressBar as ProgressBar
+from hypergrad.callbacks import load_checkpoint as load_checkpoint
+from hypergrad.callbacks import read_history as read_history
 from hypergrad.data import Fixed as Fixed
 from hypergrad.data import Sampler as Sampler
 from hypergrad.data import TensorSampler as TensorSampler
+from hypergrad.differentiable import differentiable as differentiable
+from hypergrad.differentiable import solve as solve
 from hypergrad.domains import Ball as Ball
 from hypergrad.domains import Box as Box
 from hypergrad.domains import Positive as Positive
@@ -20,7 +31,11 @@ from hypergrad.linear import LinearSolver as LinearSolver
 from hypergrad.linear import Operator as Operator
 from hypergrad.linear import Preconditioner as Preconditioner
 from hypergrad.linear import Status as Status
+from hypergrad.live import Live as Live
 from hypergrad.problem import Problem as Problem
+from hypergrad.run import Progress as Progress
+from hypergrad.run import Run as Run
+from hypergrad.run import iterate as iterate
 from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel import Implicit as Implicit
 from hypergrad.solvers.bilevel import Unrolled as Unrolled
@@ -44,4 +59,6 @@ from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditio
 from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
 from hypergrad.solvers.linear import Scipy as Scipy
 from hypergrad.solvers.linear import Stochastic as Stochastic
+from hypergrad.trainer import Fitted as Fitted
+from hypergrad.trainer import Trainer as Trainer
 from hypergrad.version import __version__ as __version__

@@ -262,6 +262,7 @@ def check_reached(hparams: Iterable[str], reached: Iterable[str], advice: str) -
     lost = [name for name in hparams if name not in reached]
     if lost:
         raise UnreachedError(
+            lost,
             passed=f"hparams {lost}, on which neither the inner nor the outer objective depends",
             expected="hyperparameters that enter an objective through torch operations",
             do=advice,

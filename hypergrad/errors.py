@@ -43,7 +43,19 @@ class ObjectiveError(InputError):
 
 
 class UnreachedError(InputError):
-    """A hyperparameter or parameter that no path of the problem reaches."""
+    """A hyperparameter or parameter that no path of the problem reaches.
+
+    Args:
+        names: the tensors' names, kept as an attribute.
+        passed: what was found.
+        expected: what would have been right.
+        do: the remedy.
+    """
+
+    def __init__(self, names: Iterable[str], passed: str, expected: str, do: str) -> None:
+        """Keep the names beside the three parts."""
+        super().__init__(passed, expected, do)
+        self.names = list(names)
 
 
 class WrappedModuleError(InputError):

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import InputError, UnsupportedError
-from hypergrad.stationarity import Stationarity
+from hypergrad.stationarity import Stationarity, rescale
 from hypergrad.tree import Layout
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 Memory = dict[str, Any]
+Product = Callable[[Tensor, Tensor, float, Tensor | None, Tensor | None], None]
 Vector = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 
 
@@ -74,11 +75,12 @@ class Operator:
     """A square matrix A = B + diag(d) that is known by its products.
 
     Args:
-        add: ``add(y, v, alpha)`` adds alpha · B v to the flat vector y in place; y is never v itself.
-        like: a flat vector of the right length, dtype and device.
+        product: ``product(y, v, alpha, scale, shift)`` sets the flat vector y ← shift + scale ⊙ y + alpha B v in place;
+            ``None`` stands for scale 1 and shift 0. B v is formed before y is touched: y may be v itself.
+        like: a flat vector of the right length, dtype and device, or the layout of one.
         diagonal: d, or ``None`` for zero.
         symmetric: whether A is symmetric.
-        transpose: the same as ``add`` for Bᵀ; needed by solvers for matrices that are not symmetric.
+        transpose: the same as ``product`` for Bᵀ; needed by solvers for matrices that are not symmetric.
         redraw: returns the operator on a fresh batch, for stochastic solvers.
 
     Attributes:
@@ -87,17 +89,18 @@ class Operator:
 
     def __init__(
         self,
-        add: Callable[[Tensor, Tensor, float], None],
-        like: Tensor,
+        product: Product,
+        like: Tensor | Layout,
         *,
         diagonal: Tensor | None = None,
         symmetric: bool = True,
-        transpose: Callable[[Tensor, Tensor, float], None] | None = None,
+        transpose: Product | None = None,
         redraw: Callable[[], Operator] | None = None,
     ) -> None:
         """Keep the functions."""
-        self._add, self._transpose, self._redraw = add, add if symmetric else transpose, redraw
-        self.size, self.dtype, self.device = like.numel(), like.dtype, like.device
+        self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
+        self.size = like.size if isinstance(like, Layout) else like.numel()
+        self.dtype, self.device = like.dtype, like.device
         self.diagonal, self.symmetric = diagonal, symmetric
         self.products = 0
 
@@ -108,15 +111,17 @@ class Operator:
         """Return (∂R/∂θ)ᵀ + damping · I, which is the damped Hessian for an argmin."""
         diagonal = stationarity.diagonal
         if damping:
-            shift = torch.full_like(stationarity.residual, damping)
-            diagonal = shift if diagonal is None else diagonal + shift
+            shift = stationarity.layout.zeros() + damping
+            diagonal = shift if diagonal is None else shift.add_(diagonal)
 
-        def transpose(y: Tensor, v: Tensor, alpha: float) -> None:
-            y.add_(stationarity.jvp(v, None), alpha=alpha)
+        def transpose(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+            image = stationarity.jvp(v, None)
+            rescale(y, scale, shift)
+            y.add_(image, alpha=alpha)
 
         return cls(
-            stationarity.add_data_hvp,
-            stationarity.residual,
+            stationarity.update,
+            stationarity.layout,
             diagonal=diagonal,
             symmetric=stationarity.symmetric,
             transpose=transpose,
@@ -124,15 +129,19 @@ class Operator:
         )
 
     def add(self, y: Tensor, v: Tensor, alpha: float = 1.0) -> None:
-        """Add alpha · A v to ``y``, another vector, in place; one product."""
+        """Set y ← y + alpha A v, for another vector y, in place; one product."""
         self.add_rest(y, v, alpha)
         if self.diagonal is not None:
             y.addcmul_(self.diagonal, v, value=alpha)
 
     def add_rest(self, y: Tensor, v: Tensor, alpha: float = 1.0) -> None:
-        """Add alpha · B v to ``y`` in place, A without its known diagonal; one product."""
+        """Set y ← y + alpha B v in place, without the known diagonal; one product."""
+        self.update(y, v, alpha, None, None)
+
+    def update(self, y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+        """Set y ← shift + scale ⊙ y + alpha B v in place, where y may be v itself; one product."""
         self.products += 1
-        self._add(y, v, alpha)
+        self._product(y, v, alpha, scale, shift)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return A v as a new vector; one product."""
@@ -149,11 +158,13 @@ class Operator:
         if self._transpose is None:
             raise UnsupportedError(
                 passed="a matrix that is not symmetric, without products with its transpose",
-                expected="Operator(add, ..., transpose=...) for this solver",
+                expected="Operator(product, ..., transpose=...) for this solver",
                 do="pass transpose, or use hypergrad.GMRES, which needs products with A only",
             )
         like = torch.empty(self.size, dtype=self.dtype, device=self.device)
-        return Operator(self._transpose, like, diagonal=self.diagonal, symmetric=self.symmetric, transpose=self._add)
+        return Operator(
+            self._transpose, like, diagonal=self.diagonal, symmetric=self.symmetric, transpose=self._product
+        )
 
     def fresh(self) -> Operator:
         """Return the operator on a fresh batch, or this one when the data is always the same."""
@@ -242,20 +253,28 @@ class LinearSolver(ABC):
             UnsupportedError: A is declared not symmetric and the solver needs symmetry.
         """
         layout, flat = _flatten(b)
-        start = None if x0 is None else _flatten(x0)[1].detach().clone()
+        start = None if x0 is None else _flatten(x0)[1]
         if not isinstance(operator, Operator):
             operator = _wrap(operator, b, layout, flat)
+        result = self.solve_flat(operator, flat, start, memory or {})
+        return dataclasses.replace(result, value=_unflatten(result.value, b, layout))
+
+    @final
+    def solve_flat(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
+        """Solve for flat vectors without copying them: ``b`` and ``x0`` may be overwritten.
+
+        Raises:
+            UnsupportedError: A is not symmetric and the solver needs symmetry.
+        """
         if self.needs_symmetric and not operator.symmetric:
             raise UnsupportedError(
                 passed=f"{type(self).__name__} for a matrix that is not symmetric (a root or fixed point)",
                 expected="a solver for general matrices",
                 do="use hypergrad.GMRES, hypergrad.NormalCG or hypergrad.Dense",
             )
-        if bool(flat.any()):
-            result = self._solve(operator, flat, start, dict(memory or {}))
-        else:
-            result = LinearResult(torch.zeros_like(flat), Status.CONVERGED, 0.0, 0, memory=dict(memory or {}))
-        return dataclasses.replace(result, value=_unflatten(result.value, b, layout))
+        if float(torch.linalg.vector_norm(b)) == 0:
+            return LinearResult(b, Status.CONVERGED, 0.0, 0, memory=memory)
+        return self._solve(operator, b, x0, memory)
 
     @abstractmethod
     def budget(self, size: int) -> int:
@@ -263,7 +282,7 @@ class LinearSolver(ABC):
 
     @abstractmethod
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
-        """Solve for a flat, nonzero ``b``; ``x0`` is a copy that may be overwritten."""
+        """Solve for a flat, nonzero ``b``; both ``b`` and ``x0`` may be overwritten, ``memory`` may not."""
 
 
 def check_positive(owner: str, **numbers: float | int | None) -> None:
@@ -281,6 +300,7 @@ def check_period(asked: int | None, b: Tensor) -> int:
 
 
 def _flatten(b: Vector) -> tuple[Layout, Tensor]:
+    """Return a layout of the tensors and a flat copy of them."""
     tree = _named(b)
     layout = Layout.of(tree)
     return layout, layout.flatten(tree).detach()
@@ -302,8 +322,9 @@ def _unflatten(value: Tensor, like: Vector, layout: Layout) -> Any:
 
 
 def _wrap(function: Callable[[Any], Any], b: Vector, layout: Layout, like: Tensor) -> Operator:
-    def add(y: Tensor, v: Tensor, alpha: float) -> None:
-        image = function(_unflatten(v, b, layout))
-        y.add_(layout.flatten(_named(image)), alpha=alpha)
+    def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+        image = layout.flatten(_named(function(_unflatten(v, b, layout))))
+        rescale(y, scale, shift)
+        y.add_(image, alpha=alpha)
 
-    return Operator(add, like)
+    return Operator(product, like)

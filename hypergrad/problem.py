@@ -13,10 +13,21 @@ from torch import Tensor
 from hypergrad import guards
 from hypergrad.data import Fixed, Sampler
 from hypergrad.domains import Domain
-from hypergrad.errors import InputError, ObjectiveError, TreeError, UnreachedError, UnsupportedError
+from hypergrad.errors import InputError, ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
 from hypergrad.stationarity import Stationarity
-from hypergrad.tree import Layout, NamedTree, Tree, attached, check_keys, check_same_kind, check_tree, device_of, leaves
+from hypergrad.tree import (
+    Layout,
+    NamedTree,
+    Tree,
+    attached,
+    check_keys,
+    check_same_kind,
+    check_shapes,
+    check_tree,
+    device_of,
+    leaves,
+)
 
 Objective = Callable[..., Tensor]
 Condition = Callable[..., Mapping[str, Tensor]]
@@ -30,14 +41,16 @@ class OuterGradients:
     Attributes:
         value: f, a 0-d tensor.
         params: ∂f/∂θ.
-        hparams: ∂f/∂λ, the direct part of the hypergradient.
-        reached: the hyperparameters that f uses.
+        hparams: ∂f/∂λ, the direct part of the hypergradient; only for the hyperparameters that f uses.
     """
 
     value: Tensor
     params: Tree
     hparams: Tree
-    reached: frozenset[str]
+
+    def minus(self, mixed: Tree) -> Tree:
+        """Return ∂f/∂λ − mixed, overwriting ``mixed``."""
+        return {k: self.hparams[k] - m if k in self.hparams else m.neg_() for k, m in mixed.items()}
 
 
 @final
@@ -216,14 +229,7 @@ class Problem:
         assert self.initial is not None
         value = self.initial(NamedTree("hparams", hparams))
         check_keys("the value of initial", value, like)
-        shapes = {key: (tuple(value[key].shape), tuple(like[key].shape)) for key in like}
-        wrong = {key: pair for key, pair in shapes.items() if pair[0] != pair[1]}
-        if wrong:
-            raise TreeError(
-                passed=f"initial, which returned shapes { ({k: got for k, (got, _) in wrong.items()}) }",
-                expected=f"the shapes of params, { ({k: want for k, (_, want) in wrong.items()}) }",
-                do="return one tensor for each tensor of params, with its shape",
-            )
+        check_shapes("the value of initial", value, like)
         return {key: value[key] if value[key].requires_grad else value[key].detach().requires_grad_() for key in like}
 
     def draws(self, device: torch.device) -> guards.Draws:
@@ -239,7 +245,7 @@ class Problem:
         return self._outer.scalar(params, hparams, batch, differentiable=False)
 
     def outer_gradients(self, params: Tree, hparams: Tree, batch: Any = None) -> OuterGradients:
-        """Return f with ∂f/∂θ and ∂f/∂λ; hyperparameters that f does not use get zeros.
+        """Return f with ∂f/∂θ and ∂f/∂λ.
 
         Raises:
             ObjectiveError: f does not depend on the parameters, so there is nothing to differentiate through.
@@ -249,20 +255,18 @@ class Problem:
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
         inputs = params | {f"hparams.{key}": tensor for key, tensor in hparams.items()}
         slopes = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)  # unused: a zero derivative
-        used = {key for key, slope in zip(inputs, slopes, strict=True) if slope is not None}
-        if not used & set(params):
+        if all(slope is None for slope in slopes[: len(params)]):
             raise ObjectiveError(
                 passed="an outer objective that does not depend on params",
                 expected="f(params, hparams) that uses what training learns",
                 do="use the params argument inside outer (a module must be called with "
                 "torch.func.functional_call); if f really depends on hparams alone, minimise it with torch.optim",
             )
-        filled = [torch.zeros_like(x) if s is None else s for s, x in zip(slopes, inputs.values(), strict=True)]
+        found = {key: slope for key, slope in zip(inputs, slopes, strict=True) if slope is not None}
         return OuterGradients(
             value=value.detach(),
-            params=dict(zip(params, filled, strict=False)),
-            hparams=dict(zip(hparams, filled[len(params) :], strict=True)),
-            reached=frozenset(key for key in hparams if f"hparams.{key}" in used),
+            params={key: found[key] if key in found else torch.zeros_like(params[key]).detach() for key in params},
+            hparams={key: found[f"hparams.{key}"] for key in hparams if f"hparams.{key}" in found},
         )
 
     def residual(self, params: Tree, hparams: Tree, batch: Any = None, *, create_graph: bool = False) -> Tree:
@@ -302,6 +306,15 @@ class Problem:
             return Stationarity(params, hparams, gradient, None, data, reached)
         shrinkage = _gradient(penalty, params, create_graph=True)
         return Stationarity(params, hparams, gradient, shrinkage, data + penalty, reached)
+
+    def check_reach(self, params: Tree, hparams: Tree) -> None:
+        """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that the inner problem does not use.
+
+        Cost: one evaluation, with the next inner batch, whose position and random numbers are put back.
+        """
+        draws = self.draws(device_of(params))
+        self._recorded(leaves(params), attached(hparams), self.draw_inner())
+        draws.restore()
 
     def _evaluated(self, params: Tree, hparams: Tree, batch: Any) -> tuple[Tensor | Tree, Tensor | None]:
         if self.condition is not None:
@@ -355,6 +368,7 @@ def _check_reached(params: Tree, facts: guards.GraphFacts) -> None:
     unused = [key for key, leaf in params.items() if not facts.reaches(leaf)]
     if unused:
         raise UnreachedError(
+            unused,
             passed=f"params {unused}, which the inner problem does not use",
             expected="params that training learns: every tensor enters the inner problem",
             do="leave frozen and unused tensors out of params, or check the names "

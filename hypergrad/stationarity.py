@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hypergrad.tree import Layout, Tree
+from hypergrad.tree import dot as tree_dot
+from hypergrad.tree import norm as tree_norm
 
 
 def pushforward(outputs: Tree, inputs: Tree, tangents: Mapping[str, Tensor]) -> Tree:
@@ -38,6 +40,16 @@ def pushforward(outputs: Tree, inputs: Tree, tangents: Mapping[str, Tensor]) -> 
 Pair = tuple[Tensor, Tensor]
 
 
+def rescale(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
+    """Set y ← shift + scale ⊙ y in place, in one pass over memory."""
+    if scale is not None and shift is not None:
+        torch.addcmul(shift, y, scale, out=y)
+    elif scale is not None:
+        y.mul_(scale)
+    elif shift is not None:
+        y.add_(shift)
+
+
 @final
 class Stationarity:
     """One graph of the residual R(θ, λ), kept for every product with its derivatives.
@@ -46,7 +58,7 @@ class Stationarity:
     it is the user's condition. The penalty's part of the residual is held apart: its Hessian is a diagonal d, found
     by one product, so that H v = H_data v + d ⊙ v walks through the data's graph only.
 
-    Cost: building took one evaluation with its gradient; each :meth:`add_hvp` is one reverse pass through the
+    Cost: building took one evaluation with its gradient; each :meth:`update` is one reverse pass through the
     gradient's graph (0.8 to 2.9 times an evaluation with gradient), :meth:`cross` at most that.
 
     Attributes:
@@ -74,9 +86,6 @@ class Stationarity:
         self.symmetric = loss is not None
         self.reached = reached
         self.products = 0
-        self.residual = self.layout.flatten({key: value.detach() for key, value in residual.items()})
-        if penalty_residual is not None:
-            self.residual += self.layout.flatten({key: value.detach() for key, value in penalty_residual.items()})
         self._data = _Ends(residual)
         self._penalty = None if penalty_residual is None else _Ends(penalty_residual)
         self._diagonal: Tensor | None = None
@@ -86,20 +95,43 @@ class Stationarity:
     def diagonal(self) -> Tensor | None:
         """The penalty's Hessian diagonal d as a flat vector, or ``None`` without a penalty."""
         if self._penalty is not None and self._diagonal is None:
+            one = torch.ones((), dtype=self.layout.dtype, device=self.layout.device)
             self._diagonal = self.layout.zeros()
-            self._add(self._diagonal, self._penalty.with_cotangents(torch.ones_like(self._diagonal), self.layout))
+            self._add(self._diagonal, self._penalty.with_cotangents(one.expand(self.layout.size), self.layout))
         return self._diagonal
 
-    def add_data_hvp(self, y: Tensor, v: Tensor, alpha: float = 1.0) -> None:
-        """Add ``alpha`` times (∂R_data/∂θ)ᵀ v to the flat vector ``y`` in place."""
+    def residual(self) -> Tensor:
+        """Return R(θ, λ), penalty included, as a new flat vector without its graph."""
+        return self.layout.flatten(self._values())
+
+    def measure(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ‖R‖ and ⟨direction, R⟩ without a flat copy of R."""
+        values, views = self._values(), self.layout.views(direction)
+        return tree_norm(values), tree_dot(values, views)
+
+    def _values(self) -> Tree:
+        data = {key: value.detach() for key, value in self._data.residual.items()}
+        if self._penalty is None:
+            return data
+        return {key: value + self._penalty.residual[key].detach() for key, value in data.items()}
+
+    def update(
+        self, y: Tensor, v: Tensor, alpha: float, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> None:
+        """Set the flat vector y ← shift + scale ⊙ y + alpha (∂R_data/∂θ)ᵀ v in place, by default scale 1 and shift 0.
+
+        The product is formed before y is touched, so y may be v itself.
+        """
         self.products += 1
-        self._add(y, self._data.with_cotangents(v, self.layout), alpha)
+        pulled = _pull(self._data.with_cotangents(v, self.layout), self.params)
+        rescale(y, scale, shift)
+        self._accumulate(y, pulled, alpha)
 
     def hvp(self, v: Tensor) -> Tensor:
         """Return (∂R/∂θ)ᵀ v, which is H v for an argmin, as a new flat vector."""
         d = self.diagonal
         y = torch.zeros_like(v) if d is None else d * v
-        self.add_data_hvp(y, v)
+        self.update(y, v, 1.0)
         return y
 
     def cross(self, v: Tensor) -> Tree:
@@ -154,8 +186,10 @@ class Stationarity:
             ends += self._penalty.with_cotangents(v, self.layout)
         return ends
 
-    def _add(self, y: Tensor, ends: list[Pair], alpha: float = 1.0) -> None:
-        pulled = _pull(ends, self.params)
+    def _add(self, y: Tensor, ends: list[Pair]) -> None:
+        self._accumulate(y, _pull(ends, self.params), 1.0)
+
+    def _accumulate(self, y: Tensor, pulled: list[Tensor | None], alpha: float) -> None:
         pairs = [(t, p) for t, p in zip(self.layout.views(y).values(), pulled, strict=True) if p is not None]
         if pairs:
             torch._foreach_add_([t for t, _ in pairs], [p for _, p in pairs], alpha=alpha)

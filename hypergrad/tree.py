@@ -52,6 +52,17 @@ def check_keys(name: str, tree: Mapping[str, Tensor], expected: Iterable[str]) -
         )
 
 
+def check_shapes(name: str, tree: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Raise :class:`~hypergrad.errors.TreeError` unless the tensors have the shapes of those in ``like``."""
+    wrong = [key for key in like if tree[key].shape != like[key].shape]
+    if wrong:
+        raise TreeError(
+            passed=f"{name} with the shapes { ({key: tuple(tree[key].shape) for key in wrong}) }",
+            expected=f"the shapes { ({key: tuple(like[key].shape) for key in wrong}) }",
+            do="reshape the tensors before they are returned",
+        )
+
+
 def check_tree(name: str, tree: object) -> Tree:
     """Return ``tree`` as a plain dict after checking that it holds floating-point tensors of one dtype and device.
 
@@ -142,8 +153,8 @@ def zeros_like(tree: Mapping[str, Tensor]) -> Tree:
 
 
 def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """Return the inner product of two trees with the same keys."""
-    return torch.stack([(left[key] * right[key]).sum() for key in left]).sum()
+    """Return the inner product over the keys of ``left``; 0 for an empty tree."""
+    return sum(((left[key] * right[key]).sum() for key in left), start=torch.zeros(()))
 
 
 def norm(tree: Mapping[str, Tensor]) -> Tensor:
@@ -152,7 +163,9 @@ def norm(tree: Mapping[str, Tensor]) -> Tensor:
 
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
-    """Return the key of the first tensor that holds NaN or infinity, or ``None``."""
+    """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
+    if not tree or bool(torch.isfinite(norm(tree))):
+        return None
     return next((key for key, value in tree.items() if not bool(torch.isfinite(value).all())), None)
 
 
@@ -237,3 +250,14 @@ def unpack(like: S, packed: Any) -> S:
             )
         return type(like)(**plain)
     return plain  # type: ignore[no-any-return]
+
+
+def moved(state: S, device: torch.device) -> S:
+    """Return a packed or unpacked state with its tensors on ``device``."""
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return type(state)(**{f.name: moved(getattr(state, f.name), device) for f in dataclasses.fields(state)})
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: moved(value, device) for key, value in state.items()}  # type: ignore[return-value]
+    return state

@@ -243,7 +243,7 @@ class _Tangents:
         """Take one step of training and of all tangents."""
         point = self.problem.linearise(self.iterate.params, self.hparams, self.problem.draw_inner())
         layout = point.layout
-        gradient = layout.views(point.residual)
+        gradient = layout.views(point.residual())
         inputs = _Inputs.of(self.iterate, gradient, self.hparams)
         with torch.enable_grad():
             params, slots = self.rule.update(

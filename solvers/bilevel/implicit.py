@@ -66,8 +66,8 @@ class Implicit(Algorithm[ImplicitState]):
         linear: how the linear system is solved. ``CG`` is exact, ``Neumann(k)`` and ``Identity`` (T1-T2) are biased.
         inner: how to train; ``None`` when the parameters that are passed are trained already.
         damping: number of at least 0 added to H, in units of curvature; it biases the answer.
-        stationarity: relative change of the outer loss, at least 0, that the rest of training may make before a
-            :class:`~hypergrad.errors.StationarityWarning` is given.
+        stationarity: how far the rest of training may move the outer loss, at least 0, before a
+            :class:`~hypergrad.errors.StationarityWarning` is given: relative to max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10).
 
     Cost: training; 1 inner gradient, 1 outer gradient; the linear solver's products and 1.
 
@@ -141,14 +141,16 @@ class Implicit(Algorithm[ImplicitState]):
                 params, cost = trained.params, trained.cost
             outer = problem.outer_gradients(params, hparams, problem.draw_outer())
             point = _Point(self, problem, params, hparams)
-            solution = point.solve(outer, state)
-            mixed = point.stationarity.cross(solution.value)
-        grads = {key: direct - mixed[key] for key, direct in outer.hparams.items()}
+            reach = tree.norm(outer.params) * tree.norm(params)
+            b = point.stationarity.layout.flatten(outer.params)
+            outer.params.clear()
+            solution = point.solve(b, state.solution, state.memory)
+            grads = outer.minus(point.stationarity.cross(solution.value))
         if state.steps == 0:
-            self._check_reached(hparams, point.stationarity.reached | outer.reached)
-        _check_answer(outer, point.stationarity, solution, grads)
+            self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
+        _check_answer(outer, point.stationarity, solution, b, grads)
         cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
-        report = self._report(point.stationarity, outer, solution, cost, watch)
+        report = self._report(point.stationarity, outer.value, reach, solution, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
@@ -187,17 +189,18 @@ class Implicit(Algorithm[ImplicitState]):
         )
 
     def _report(
-        self, point: Stationarity, outer: OuterGradients, solution: LinearResult, cost: Cost, watch: Stopwatch
+        self,
+        point: Stationarity,
+        value: Tensor,
+        reach: Tensor,
+        solution: LinearResult,
+        cost: Cost,
+        watch: Stopwatch,
     ) -> Report:
-        loss, gap, error = torch.stack(
-            [
-                outer.value,
-                torch.linalg.vector_norm(point.residual),
-                torch.dot(solution.value, point.residual).abs(),
-            ]
-        ).tolist()
+        norm, slope = point.measure(solution.value)
+        loss, far, gap, error = torch.stack([value, reach, norm, slope.abs()]).tolist()
         notes = {}
-        if error > self.stationarity * abs(loss):
+        if error > self.stationarity * max(abs(loss), 0.1 * far):  # a loss near zero is no scale to measure by
             notes["stationarity"] = (
                 f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
                 f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
@@ -236,13 +239,9 @@ class _Point:
         self.stationarity = problem.linearise(params, hparams, problem.draw_inner())
         self.linearised = 1
 
-    def solve(self, outer: OuterGradients, state: ImplicitState) -> LinearResult:
-        b = self.stationarity.layout.flatten(outer.params)
-        return self.solve_flat(b, state.solution, state.memory)
-
-    def solve_flat(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
+    def solve(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
         operator = Operator.of(self.stationarity, self.algorithm.damping, redraw=self._redraw())
-        result = self.algorithm.linear.solve(operator, b, start, memory)
+        result = self.algorithm.linear.solve_flat(operator, b, start, memory)
         if result.status is Status.DIVERGED:
             raise _diverged(self.algorithm, operator)
         return result
@@ -276,21 +275,22 @@ class _Attach(torch.autograd.Function):
         layout = point.stationarity.layout
         b = layout.flatten(dict(zip(layout.shapes, cotangents, strict=True)))
         with guards.pinned_rng(b.device):
-            result = point.solve_flat(b, None, {})
+            result = point.solve(b, None, {})
         if result.status is Status.NON_FINITE:
             check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
             raise _non_finite_product(point.stationarity, b)
         return (None, *(-view for view in layout.views(result.value).values()))
 
 
-def _check_answer(outer: OuterGradients, point: Stationarity, solution: LinearResult, grads: Tree) -> None:
+def _check_answer(outer: OuterGradients, point: Stationarity, solution: LinearResult, b: Tensor, grads: Tree) -> None:
     if solution.status is not Status.NON_FINITE and tree.first_non_finite(grads) is None:
         return
+    views = point.layout.views
     check_finite("the outer loss", {"f": outer.value}, when="where the hypergradient was asked for")
-    check_finite("the inner gradient of params", point.layout.views(point.residual), when="where training ended")
-    check_finite("the outer gradient of params", outer.params, when="where training ended")
+    check_finite("the inner gradient of params", views(point.residual()), when="where training ended")
+    check_finite("the outer gradient of params", views(b), when="where training ended")
     check_finite("the outer gradient of hparams", outer.hparams, when="where training ended")
-    raise _non_finite_product(point, point.layout.flatten(outer.params))
+    raise _non_finite_product(point, b)
 
 
 def _non_finite_product(point: Stationarity, b: Tensor) -> NonFiniteError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from hypergrad import guards, tree
@@ -143,8 +144,8 @@ class Unrolled(Algorithm[TrajectoryState]):
             mixed = window.pullback(outer.params)
         reached = {name for name, value in mixed.items() if value is not None}
         if state.steps == 0:
-            check_reached(hparams, reached | outer.reached, advice=UNREACHED)
-        grads = {key: _add(direct, mixed[key]) for key, direct in outer.hparams.items()}
+            check_reached(hparams, reached | set(outer.hparams), advice=UNREACHED)
+        grads = {key: _add(outer.hparams.get(key), mixed[key], hparams[key]) for key in hparams}
         check_overflow(outer.value, grads, repr(self))
         report = Report(
             algorithm=repr(self),
@@ -158,5 +159,8 @@ class Unrolled(Algorithm[TrajectoryState]):
         return Hypergradient(grads, window.last.params, outer.value, report), following
 
 
-def _add(direct: Tensor, mixed: Tensor | None) -> Tensor:
-    return direct if mixed is None else direct + mixed
+def _add(direct: Tensor | None, mixed: Tensor | None, like: Tensor) -> Tensor:
+    if direct is None or mixed is None:
+        only = mixed if direct is None else direct
+        return torch.zeros_like(like, requires_grad=False) if only is None else only
+    return direct + mixed

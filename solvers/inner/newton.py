@@ -62,8 +62,8 @@ class Newton(InnerSolver):
         cost, gap, status = Cost(), float("inf"), Status.MAX_STEPS
         for step in range(self.steps + 1):
             stationarity = problem.linearise(point, hparams, batch)
-            check_finite("the inner gradient", {"": stationarity.residual}, when=f"at step {step} of Newton's method")
-            before, gap = gap, float(torch.linalg.vector_norm(stationarity.residual))
+            check_finite("the inner gradient", {"": stationarity.residual()}, when=f"at step {step} of Newton's method")
+            before, gap = gap, float(torch.linalg.vector_norm(stationarity.residual()))
             if gap <= self.tolerance:
                 status = Status.CONVERGED
             if gap <= self.tolerance or step == self.steps or (gap >= before and gap < 1e3 * self.tolerance):
@@ -82,7 +82,7 @@ class Newton(InnerSolver):
         full = layout.views(origin + direction)
         if stationarity.loss is None:
             return full
-        value, slope = float(stationarity.loss), float(torch.dot(stationarity.residual, direction))
+        value, slope = float(stationarity.loss.detach()), float(torch.dot(stationarity.residual(), direction))
         slack, scale = 10 * torch.finfo(origin.dtype).eps * max(abs(value), 1e-30), 1.0
         while scale > 1e-6:
             trial = layout.views(origin + scale * direction)
@@ -96,7 +96,7 @@ class Newton(InnerSolver):
 def _direction(stationarity: Stationarity) -> Tensor:
     matrix = materialise(Operator.of(stationarity))
     if stationarity.loss is None:
-        return -torch.linalg.solve(matrix.mT, stationarity.residual)
+        return -torch.linalg.solve(matrix.mT, stationarity.residual())
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     floor = values.abs().max() * torch.finfo(matrix.dtype).eps * len(values)
-    return -vectors @ ((vectors.mT @ stationarity.residual) / values.abs().clamp(min=floor))
+    return -vectors @ ((vectors.mT @ stationarity.residual()) / values.abs().clamp(min=floor))

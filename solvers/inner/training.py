@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from torch import Tensor
+import torch
 
 from hypergrad import tree
-from hypergrad.algorithm import Cost
+from hypergrad.algorithm import Cost, check_finite
 from hypergrad.inner import InnerResult, InnerSolver
 from hypergrad.linear import Status
 from hypergrad.objective import UserFunction
@@ -25,7 +25,11 @@ class Training(InnerSolver):
     Nothing is differentiated through it, so it may use numpy, scikit-learn or ``.item()``. It gets detached copies.
 
     Args:
-        function: returns a mapping with the keys of ``params``; the tensors are copied.
+        function: returns tensors or numpy arrays with the keys and shapes of ``params``, which are copied.
+
+    Raises:
+        TreeError: other keys or shapes.
+        NonFiniteError: trained parameters with NaN or infinity.
 
     Cost: not known to the library and reported as zero.
 
@@ -35,7 +39,7 @@ class Training(InnerSolver):
         0
     """
 
-    function: Callable[[Tree, Tree], Mapping[str, Tensor]]
+    function: Callable[[Tree, Tree], Mapping[str, Any]]
 
     def budget(self) -> Cost:
         """Return no passes."""
@@ -43,6 +47,8 @@ class Training(InnerSolver):
 
     def run(self, problem: Problem, params: Tree, hparams: Tree) -> InnerResult:
         """Call the function."""
-        value = UserFunction("training", self.function).tree(tree.cloned(params), tree.cloned(hparams), None)
-        fitted = {key: value[key].to(like).reshape(like.shape) for key, like in params.items()}
-        return InnerResult(tree.cloned(fitted), Status.COMPLETED, Cost())
+        value = UserFunction("train", self.function).tree(tree.cloned(params), tree.cloned(hparams), None)
+        fitted = {key: torch.as_tensor(value[key]).detach().to(like, copy=True) for key, like in params.items()}
+        tree.check_shapes("the value of train", fitted, params)
+        check_finite("the trained params", fitted, when="returned by train")
+        return InnerResult(fitted, Status.COMPLETED, Cost())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -18,9 +19,9 @@ from hypergrad.solvers.linear.spectrum import top_curvature
 class Neumann(LinearSolver):
     """x = α Σ_{j=0..k} (I − αA)ʲ b, the Neumann series of A⁻¹ after k terms.
 
-    1. c = p = b
-    2. k times: c ← c − α A c; p ← p + c
-    3. x = α p
+    1. x = b
+    2. k times: x ← b + x − α A x, which adds the next term c_j = (I − αA)ʲ b
+    3. x ← α x
 
     It converges if and only if 0 < α < 2/λ_max and A is positive definite, and then its relative error along an
     eigenvector of eigenvalue μ is (1 − αμ)^{k+1}. The k counts extra terms: k terms equal k + 1 steps of truncated
@@ -32,7 +33,7 @@ class Neumann(LinearSolver):
             renewed at every solve from where the last one ended.
         power_steps: products of the first estimate of λ, at least 1; later solves of one run use one product.
 
-    Status is ``truncated`` when the series behaved, ``diverged`` when ‖c‖ grew: α is too long or A is indefinite.
+    Status is ``truncated`` when the series behaved, ``diverged`` when ‖c_j‖ grew: α is too long or A is indefinite.
     The residual reported is ‖c_k‖/‖b‖, that of the series with one term less and an upper bound of the true one.
 
     Cost: k products; without ``step``, ``power_steps`` more at the first solve and 1 more at each later one.
@@ -68,21 +69,20 @@ class Neumann(LinearSolver):
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
         made = operator.products
         step, memory = self._step(operator, memory)
-        shrink = None if operator.diagonal is None else 1 - step * operator.diagonal
-        p, c, spare = b.clone(), b.clone(), torch.empty_like(b)
-        before = torch.linalg.vector_norm(b)
+        shrink = None if operator.diagonal is None else torch.mul(operator.diagonal, -step).add_(1)
+        x = b.clone()
+        lengths = [torch.linalg.vector_norm(b)]
         for term in range(self.terms):
-            torch.mul(c, shrink, out=spare) if shrink is not None else spare.copy_(c)
-            operator.add_rest(spare, c, -step)
-            if term == self.terms - 1:
-                before = torch.linalg.vector_norm(c)
-            c, spare = spare, c
-            p.add_(c)
-        last, before, start = torch.stack([torch.linalg.vector_norm(v) for v in (c, before, b)]).tolist()
+            last = x.clone() if term >= self.terms - 2 else None  # the lengths of the last two terms tell divergence
+            operator.update(x, x, -step, shrink, b)
+            if last is not None:
+                lengths.append(torch.linalg.vector_norm(last.sub_(x)))
+        total, *lengths_seen = torch.stack([torch.linalg.vector_norm(x), *lengths]).tolist()
+        noise = 100 * torch.finfo(x.dtype).eps * total
         return LinearResult(
-            value=p.mul_(step),
-            status=_status(last, before, start, operator.symmetric),
-            residual=last / start,
+            value=x.mul_(step),
+            status=_status(lengths_seen, noise, operator.symmetric),
+            residual=lengths_seen[-1] / lengths_seen[0],
             products=operator.products - made,
             memory=memory,
         )
@@ -96,10 +96,11 @@ class Neumann(LinearSolver):
         return 1 / curvature if curvature > 0 else 1.0, {"top_vector": vector}
 
 
-def _status(last: float, before: float, start: float, symmetric: bool) -> Status:
-    if not last < float("inf"):
-        return Status.DIVERGED if start < float("inf") else Status.NON_FINITE
-    slack = 1 + 1e-6
+def _status(lengths: list[float], noise: float, symmetric: bool) -> Status:
+    """Judge by the lengths of the first and the last two terms, those below ``noise`` being rounding errors."""
+    start, last = lengths[0], lengths[-1]
+    if not math.isfinite(last):
+        return Status.DIVERGED if math.isfinite(start) else Status.NON_FINITE
     # on a symmetric matrix every term of a convergent series is shorter than the one before
-    grew = last > start * slack or (symmetric and last > before * slack)
-    return Status.DIVERGED if grew else Status.TRUNCATED
+    limit = min(lengths[:-1]) if symmetric and len(lengths) > 1 else start
+    return Status.DIVERGED if last > max(limit * (1 + 1e-6), noise) else Status.TRUNCATED

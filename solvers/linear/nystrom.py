@@ -26,48 +26,56 @@ Sketch = tuple[Tensor, Tensor]
 @final
 @dataclass(frozen=True)
 class NystromPreconditioner(Preconditioner):
-    """M = U (Λ − τ) Uᵀ + τ I + diag(d): a rank-r sketch of the data's curvature with the penalty's exact diagonal.
+    """M = U Λ Uᵀ + diag(max(d, τ/100)): a rank-r sketch of the data's curvature with the penalty's exact diagonal.
 
-    U Λ Uᵀ is the randomised Nyström approximation of B from r products, τ its smallest eigenvalue, which stands for
-    what the sketch missed, and d the penalty's diagonal, which is always the present one. M⁻¹ is applied by
-    Woodbury's identity. The sketch is kept over outer steps.
+    U Λ Uᵀ is the randomised Nyström approximation of B, τ its smallest eigenvalue, and d the penalty's diagonal,
+    which is always the present one. Without a penalty M = U (Λ − τ) Uᵀ + τ I, where τ stands for what the sketch
+    missed. M⁻¹ is applied by Woodbury's identity. The sketch is kept over outer steps.
 
     Args:
         rank: r, at least 1; memory is r times the number of parameters.
+        oversample: products beyond r that sharpen the sketch, at least 0.
         refresh: number of solves that use one sketch, at least 1; ``None`` keeps the first one.
         seed: seed of the random test matrix.
 
-    Cost: r products for a sketch; two products with an n × r matrix a step.
+    Cost: r + ``oversample`` products for a sketch; two products with an n × r matrix a step.
 
     Source: Frangella, Tropp, Udell, "Randomized Nyström preconditioning" (2023), with the shift μ of their
     equation (1.3) made a diagonal.
     """
 
     rank: int = 20
+    oversample: int = 10
     refresh: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse empty settings."""
         check_positive("NystromPreconditioner", rank=self.rank, refresh=self.refresh)
+        if self.oversample < 0:
+            raise InputError(
+                passed=f"NystromPreconditioner(oversample={self.oversample})",
+                expected="oversample >= 0",
+                do="leave oversample out for the default",
+            )
 
     def budget(self, size: int) -> int:
         """Return the sketch's products."""
-        return min(self.rank, size)
+        return min(self.rank + self.oversample, size)
 
     def build(self, operator: Operator, memory: Memory) -> tuple[Callable[[Tensor], Tensor], Memory]:
         """Return r ↦ M⁻¹ r."""
         age = memory.get("solves", 0)
         if "vectors" not in memory or (self.refresh is not None and age % self.refresh == 0):
-            vectors, values = sketch(operator, min(self.rank, operator.size), seed=self.seed + age)
+            vectors, values = sketch(operator, self.budget(operator.size), seed=self.seed + age)
+            vectors, values = vectors[:, : self.rank], values[: self.rank]
         else:
             vectors, values = memory["vectors"], memory["values"]
-        tail = values[-1]
-        shift = tail + torch.finfo(values.dtype).eps * values[0]
-        diagonal = torch.full_like(vectors[:, 0], 1.0) * shift
-        if operator.diagonal is not None:
-            diagonal += operator.diagonal.clamp(min=0)
-        apply = woodbury((vectors, (values - tail).clamp(min=0)), diagonal)
+        tail = torch.maximum(values[-1], torch.finfo(values.dtype).eps * values[0])
+        if operator.diagonal is None:
+            apply = woodbury((vectors, (values - tail).clamp(min=0)), tail.expand(operator.size))
+        else:
+            apply = woodbury((vectors, values), torch.maximum(operator.diagonal, 0.01 * tail))
         return apply, {"solves": age + 1, "vectors": vectors, "values": values}
 
 

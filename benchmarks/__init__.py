@@ -1,0 +1,1 @@
+"""Comparisons of time, memory and error; never imported by the package."""

@@ -1,0 +1,243 @@
+"""Callbacks of the trainer: progress bar, history, early stopping, checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, final
+
+import torch
+
+from hypergrad import tree
+from hypergrad.errors import InputError
+from hypergrad.linear import check_positive
+from hypergrad.run import Progress, Run
+from hypergrad.tree import Tree
+
+
+class Callback:
+    """Hooks of a :class:`~hypergrad.Trainer`; override those that are needed."""
+
+    def start(self, run: Run, steps: int) -> None:
+        """Begin: ``run`` stands before its next step and will make ``steps`` in all."""
+
+    def step(self, run: Run, progress: Progress) -> str | None:
+        """Look at a step; return a reason to stop, or ``None``."""
+
+    def end(self, run: Run) -> None:
+        """Finish, also after an error or an interrupt; ``run.whole`` tells whether the run can be saved."""
+
+
+@final
+class ProgressBar(Callback):
+    """One line with step, outer loss, hypergradient norm and time to go.
+
+    Args:
+        stream: where to write, standard error by default.
+        interval: seconds between two lines where the stream is no terminal, above 0.
+    """
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
+        """Keep the settings."""
+        check_positive("ProgressBar", interval=interval)
+        self.stream, self.interval = stream or sys.stderr, interval
+        self._steps = self._first = 0
+        self._began = self._shown = 0.0
+
+    def start(self, run: Run, steps: int) -> None:
+        """Note the time."""
+        self._steps, self._first, self._began, self._shown = steps, run.step_number, time.monotonic(), 0.0
+
+    def step(self, run: Run, progress: Progress) -> None:
+        """Rewrite the line on a terminal; elsewhere write one now and then, and at the end."""
+        now = time.monotonic()
+        terminal, last = self.stream.isatty(), progress.step == self._steps
+        if not terminal and now - self._shown < self.interval and not last:
+            return
+        self._shown = now
+        made = progress.step - self._first
+        left = (now - self._began) / made * (self._steps - progress.step)
+        line = (
+            f"step {progress.step}/{self._steps}  outer loss {progress.outer_loss:.5g}  "
+            f"hypergradient {progress.norm:.3g}  {left:.0f} s to go"
+        )
+        self.stream.write(f"\r{line:<78}" if terminal else f"{line}\n")
+        self.stream.flush()
+
+    def end(self, run: Run) -> None:
+        """End the line."""
+        if self.stream.isatty():
+            self.stream.write("\n")
+            self.stream.flush()
+
+
+@final
+class History(Callback):
+    """One JSON object a step, appended to a file: loss, norm, seconds, passes, and the report's fields.
+
+    A line is written whole and flushed, so an interrupted run leaves complete lines; a torn last line of a machine
+    that crashed is ended before new lines follow. NaN is written as ``null``.
+
+    Args:
+        path: the file, made with its folder where it does not exist.
+        extra: ``progress -> dict`` of more JSON-ready values for each line.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], extra: Callable[[Progress], dict[str, Any]] | None = None) -> None:
+        """Keep the path."""
+        self.path, self.extra = Path(path), extra
+
+    def start(self, run: Run, steps: int) -> None:
+        """Make the folder and mend a torn last line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def step(self, run: Run, progress: Progress) -> None:
+        """Append a line."""
+        report = progress.report.as_dict()
+        line = {
+            "step": progress.step,
+            "outer_loss": progress.outer_loss if math.isfinite(progress.outer_loss) else None,
+            "norm": progress.norm if math.isfinite(progress.norm) else None,
+            "step_seconds": progress.seconds,
+            **{key: report[key] for key in report if key not in ("outer_loss", "algorithm")},
+            **(self.extra(progress) if self.extra else {}),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the lines of a history by step; of a step written twice the last, and no torn lines.
+
+    Args:
+        path: a file that :class:`History` wrote.
+    """
+    return list({line["step"]: line for line in _lines(Path(path))}.values())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            yield line
+
+
+@final
+class EarlyStopping(Callback):
+    """Stop when a value has not fallen for some steps, and keep the state where it was lowest.
+
+    Args:
+        patience: steps without a new lowest value before stopping, at least 1.
+        min_delta: how much lower a new lowest value has to be, at least 0.
+        monitor: ``progress -> number`` to watch; the outer loss by default. A loss on data that neither objective
+            sees guards against overfitting the validation set.
+
+    Attributes:
+        best: the lowest value so far, with its step, hyperparameters and parameters; the trainer returns them.
+    """
+
+    def __init__(
+        self, patience: int = 10, min_delta: float = 0.0, monitor: Callable[[Progress], float] | None = None
+    ) -> None:
+        """Keep the settings."""
+        check_positive("EarlyStopping", patience=patience)
+        if not min_delta >= 0:
+            raise InputError(f"EarlyStopping(min_delta={min_delta})", "min_delta >= 0", "leave min_delta out")
+        self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
+        self.best: tuple[float, int, Tree, Tree] | None = None
+
+    def start(self, run: Run, steps: int) -> None:
+        """Forget an earlier run."""
+        self.best = None
+
+    def step(self, run: Run, progress: Progress) -> str | None:
+        """Compare with the lowest value."""
+        value = progress.outer_loss if self.monitor is None else float(self.monitor(progress))
+        if self.best is None or value < self.best[0] - self.min_delta:
+            self.best = (value, progress.step, tree.cloned(progress.hparams), tree.cloned(progress.params))
+        if progress.step - self.best[1] < self.patience:
+            return None
+        return f"no value below {self.best[0]:.6g} (step {self.best[1]}) for {self.patience} steps"
+
+
+@final
+class Checkpoint(Callback):
+    """Save the run to ``directory/checkpoint.pt``, so that :meth:`hypergrad.Trainer.fit` can go on from it.
+
+    The file is written under a temporary name and renamed: there is always one whole checkpoint. It holds tensors,
+    numbers and strings, and is read with ``torch.load(weights_only=True)``.
+
+    Args:
+        directory: where; made if it does not exist.
+        every: steps between two saves, at least 1; the last step is saved in any case, as is the step before an
+            interrupt.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], every: int = 1) -> None:
+        """Keep the settings."""
+        check_positive("Checkpoint", every=every)
+        self.path, self.every = Path(directory) / "checkpoint.pt", every
+        self._saved = -1
+
+    def start(self, run: Run, steps: int) -> None:
+        """Make the folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._saved = -1
+
+    def step(self, run: Run, progress: Progress) -> None:
+        """Save every so many steps."""
+        if progress.step % self.every == 0:
+            self._save(run)
+
+    def end(self, run: Run) -> None:
+        """Save the last whole step."""
+        if run.whole and run.step_number not in (0, self._saved):
+            self._save(run)
+
+    def _save(self, run: Run) -> None:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        torch.save(run.state_dict(), temporary)
+        temporary.replace(self.path)
+        self._saved = run.step_number
+
+
+def load_checkpoint(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what :class:`Checkpoint` saved in a directory.
+
+    Args:
+        directory: the directory.
+
+    Raises:
+        InputError: no checkpoint there, or a file that is none.
+    """
+    path = Path(directory) / "checkpoint.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(
+            passed=f"{directory}, which holds no checkpoint.pt",
+            expected="a directory that hypergrad.Checkpoint wrote to",
+            do="check the path, or start without resume",
+        ) from None
+    except Exception as error:
+        raise InputError(
+            passed=f"{path}, which cannot be read ({type(error).__name__})",
+            expected="a file that hypergrad.Checkpoint wrote",
+            do="use an intact copy, or start without resume",
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}, which holds a {type(state).__name__}", "a saved run", "check the path")
+    return state

@@ -1,0 +1,279 @@
+"""Outer moves: what moves the hyperparameters once a direction is known."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+
+from hypergrad import guards, tree
+from hypergrad.algorithm import Algorithm, Cost, Hypergradient
+from hypergrad.domains import Box, Positive, UnitInterval
+from hypergrad.errors import InputError
+from hypergrad.linear import check_positive
+from hypergrad.problem import Problem
+from hypergrad.tree import Layout, Tree
+
+
+@final
+class Oracle:
+    """The hypergradient as a function of the hyperparameters, during one outer step.
+
+    Every call of one oracle sees the same random numbers and batches, so that a line search compares values of one
+    function, and goes on from the training that the call before it left.
+
+    Args:
+        problem: the problem.
+        algorithm: how a hypergradient is found.
+        state: the algorithm's state at the start of the outer step.
+        seed: seed of this outer step's random numbers.
+
+    Attributes:
+        state: the algorithm's state after the last call.
+        cost: passes of all calls.
+    """
+
+    def __init__(self, problem: Problem, algorithm: Algorithm[Any], state: Any, seed: int) -> None:
+        """Remember where the batches stand."""
+        self.problem, self.algorithm, self.state, self.seed = problem, algorithm, state, seed
+        self.cost = Cost()
+        self.results: list[Hypergradient] = []
+        self._device = tree.device_of(state.params)
+        self._draws = guards.Draws.capture(self._device, problem.inner_data, problem.outer_data)
+
+    def __call__(self, hparams: Mapping[str, Tensor]) -> Hypergradient:
+        """Return the hypergradient at ``hparams``, which stay as they are."""
+        with guards.pinned_rng(self._device):
+            self._draws.restore()
+            torch.manual_seed(self.seed)
+            result, self.state = self.algorithm.step(self.problem, self.state, tree.leaves(hparams))
+        self.cost += result.report.cost
+        self.results = [*self.results[:1], result]
+        return result
+
+    def rewind(self) -> None:
+        """Put the batches back to where they stood before the outer step."""
+        with guards.pinned_rng(self._device):
+            self._draws.restore()
+
+
+class OuterState(Protocol):
+    """What an outer move remembers; its ``state_dict`` is plain data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and strings, nested in dicts and lists."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a state that :meth:`state_dict` returned."""
+
+
+class OuterMove(ABC):
+    """A way to move the hyperparameters."""
+
+    @abstractmethod
+    def init(self, hparams: Tree, problem: Problem) -> OuterState:
+        """Return the first state.
+
+        Raises:
+            InputError: settings or domains that do not fit.
+        """
+
+    @abstractmethod
+    def update(self, oracle: Oracle, hparams: Tree, state: Any) -> Tree:
+        """Return new hyperparameters inside their domains; ``hparams`` stay as they are.
+
+        The oracle's first call is at ``hparams``.
+        """
+
+
+@final
+class Torch(OuterMove):
+    """Any optimizer of :mod:`torch.optim`, with any torch scheduler; the result is projected onto the domains.
+
+    An optimizer that calls its closure again (:class:`torch.optim.LBFGS`) calls the oracle again.
+
+    Args:
+        optimizer: a class of :mod:`torch.optim`, or any function ``(tensors, **options) -> optimizer``.
+        scheduler: ``optimizer -> scheduler``, stepped once after each outer step; a
+            :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau` gets the outer loss.
+        clip: largest norm of the hypergradient, above 0; longer ones are shortened to it.
+        groups: options of single hyperparameters by name, over the common ones.
+        options: options of the optimizer, such as ``lr``.
+
+    Raises:
+        InputError: ``clip`` not above 0, or a group under a name that no hyperparameter has.
+
+    Example:
+        >>> import torch
+        >>> move = Torch(torch.optim.Adam, lr=1e-2)
+        >>> move
+        Torch(Adam, lr=0.01)
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        *,
+        clip: float | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Keep the settings."""
+        check_positive("Torch", clip=clip)
+        self.optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
+        self.groups, self.options = dict(groups or {}), options
+
+    def __repr__(self) -> str:
+        """Return the optimizer's name and options."""
+        settings = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"Torch({getattr(self.optimizer, '__name__', self.optimizer)}{settings})"
+
+    def init(self, hparams: Tree, problem: Problem) -> _TorchState:
+        """Build the optimizer on copies of the hyperparameters."""
+        if self.groups:
+            tree.check_keys("groups", {**dict.fromkeys(hparams), **self.groups}, hparams)
+        tensors = {key: value.requires_grad_() for key, value in tree.cloned(hparams).items()}
+        groups: list[dict[str, Any]] = [{"params": [t for key, t in tensors.items() if key not in self.groups]}]
+        groups += [{"params": [tensors[key]], **options} for key, options in self.groups.items()]
+        optimizer = self.optimizer([group for group in groups if group["params"]], **self.options)
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        return _TorchState(tensors, optimizer, scheduler)
+
+    def update(self, oracle: Oracle, hparams: Tree, state: _TorchState) -> Tree:
+        """Take one step of the optimizer and of the scheduler."""
+        with torch.no_grad():
+            for key, tensor in state.tensors.items():
+                tensor.copy_(hparams[key])
+
+        def closure() -> Tensor:
+            result = oracle(state.tensors)
+            for key, tensor in state.tensors.items():
+                tensor.grad = result.grads[key].detach().clone()
+            if self.clip is not None:
+                torch.nn.utils.clip_grad_norm_(list(state.tensors.values()), self.clip)
+            return result.outer_loss
+
+        state.optimizer.step(closure)
+        if isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            state.scheduler.step(float(oracle.results[0].outer_loss))
+        elif state.scheduler is not None:
+            state.scheduler.step()
+        for tensor in state.tensors.values():
+            tensor.grad = None
+        return tree.cloned(oracle.problem.project(tree.detached(state.tensors)))
+
+
+@dataclass
+class _TorchState:
+    tensors: Tree
+    optimizer: Any
+    scheduler: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+@final
+@dataclass(frozen=True)
+class LBFGSB(OuterMove):
+    """scipy's L-BFGS-B with the domains as bounds, for an accurate oracle on full batches.
+
+    One outer step is one run of up to ``iterations`` iterations on the host in float64; curvature pairs do not carry
+    over to the next outer step, so that a run can be stopped and resumed between any two.
+
+    Args:
+        iterations: iterations in an outer step, at least 1.
+        memory: curvature pairs kept, at least 1.
+        gtol: stop once the largest entry of the projected gradient is at most this.
+        ftol: stop once the relative decrease of an iteration is at most this.
+        bounds: (low, high) of named hyperparameters, instead of their domains; ``None`` for no bound.
+
+    Cost: one hypergradient for each value that the line search asks for, about 1.2 an iteration.
+
+    Raises:
+        InputError: a domain that is no box, or a bound under a name that no hyperparameter has.
+
+    Source: Byrd, Lu, Nocedal, Zhu (1995), as :func:`scipy.optimize.minimize`.
+    """
+
+    iterations: int = 20
+    memory: int = 10
+    gtol: float = 1e-8
+    ftol: float = 1e-12
+    bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse empty budgets."""
+        check_positive("LBFGSB", iterations=self.iterations, memory=self.memory)
+
+    def init(self, hparams: Tree, problem: Problem) -> _NoState:
+        """Check the bounds."""
+        tree.check_keys("bounds", {**dict.fromkeys(hparams), **self.bounds}, hparams)
+        for key in hparams:
+            self._bound(key, problem)
+        return _NoState()
+
+    def update(self, oracle: Oracle, hparams: Tree, state: _NoState) -> Tree:
+        """Run L-BFGS-B from ``hparams``."""
+        import numpy as np
+        from scipy.optimize import minimize
+
+        layout = Layout.of(hparams)
+
+        def value_and_gradient(x: Any) -> tuple[float, Any]:
+            point = layout.views(torch.as_tensor(x).to(layout.device, layout.dtype))
+            result = oracle(point)
+            return float(result.outer_loss), layout.flatten(result.grads).double().cpu().numpy()
+
+        bounds = [
+            self._bound(key, oracle.problem)
+            for key, size in zip(hparams, layout.sizes, strict=True)
+            for _ in range(size)
+        ]
+        found = minimize(
+            value_and_gradient,
+            np.asarray(layout.flatten(hparams).double().cpu()),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": self.iterations, "maxcor": self.memory, "gtol": self.gtol, "ftol": self.ftol},
+        )
+        return tree.cloned(layout.views(torch.as_tensor(found.x).to(layout.device, layout.dtype)))
+
+    def _bound(self, key: str, problem: Problem) -> tuple[float | None, float | None]:
+        if key in self.bounds:
+            return self.bounds[key]
+        domain = problem.hparams_domain.get(key)
+        if domain is None:
+            return None, None
+        if isinstance(domain, Box):
+            return domain.low, domain.high
+        if isinstance(domain, Positive):
+            return domain.floor, None
+        if isinstance(domain, UnitInterval):
+            return 0.0, 1.0
+        raise InputError(
+            passed=f"LBFGSB for hparams[{key!r}] on {domain!r}",
+            expected="bounds on every entry: Box, Positive or UnitInterval",
+            do="use hypergrad.outer.Torch, which projects onto any domain, or reparametrise (softmax for a simplex)",
+        )
+
+
+@dataclass
+class _NoState:
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass

@@ -1,0 +1,235 @@
+"""The outer loop: one step at a time, resumable exactly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from hypergrad import tree
+from hypergrad.algorithm import Algorithm, Cost, Report
+from hypergrad.errors import InputError
+from hypergrad.outer import Oracle, OuterMove
+from hypergrad.problem import Problem
+from hypergrad.tree import Tree
+
+FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """One outer step.
+
+    Attributes:
+        step: number of the step, from 1.
+        hparams: λ, where the hypergradient was taken.
+        params: θ(λ), after training there.
+        outer_loss: f(θ(λ), λ).
+        norm: Euclidean norm of the hypergradient.
+        report: the hypergradient's report.
+        cost: passes of the whole step, line searches included.
+        seconds: wall time of the whole step.
+        moved: the hyperparameters after the move.
+    """
+
+    step: int
+    hparams: Tree
+    params: Tree
+    outer_loss: float
+    norm: float
+    report: Report
+    cost: Cost
+    seconds: float
+    moved: Tree
+
+
+@final
+class Run:
+    """A bilevel optimization under way.
+
+    Random numbers of step k depend on ``seed`` and k only, batches on the samplers' positions: a run that is stopped
+    and resumed is the same run, bit for bit on the CPU.
+
+    Args:
+        problem: the two objectives and their samplers.
+        algorithm: how hypergradients are found.
+        params: where training starts; copied.
+        hparams: where the hyperparameters start; copied, and projected onto their domains.
+        outer: what moves the hyperparameters.
+        seed: seed of the run.
+
+    Raises:
+        InputError: what is wrong with the inputs, and what to do.
+
+    Attributes:
+        step_number: outer steps made.
+        hparams: λ now.
+        params: θ after the last training.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        algorithm: Algorithm[Any],
+        params: Mapping[str, Tensor],
+        hparams: Mapping[str, Tensor],
+        outer: OuterMove,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Check everything and stand before the first step."""
+        if not isinstance(outer, OuterMove):
+            raise InputError(
+                passed=f"outer={outer!r}",
+                expected="an outer move",
+                do="pass hypergrad.outer.Torch(torch.optim.Adam, lr=1e-2) or hypergrad.outer.LBFGSB()",
+            )
+        self.problem, self.algorithm, self.outer, self.seed = problem, algorithm, outer, seed
+        start = tree.cloned(tree.check_tree("params", params))
+        hparams = tree.check_tree("hparams", hparams)
+        unknown = set(problem.hparams_domain) - set(hparams)
+        tree.check_keys("hparams_domain", dict.fromkeys([*hparams, *unknown]), hparams)
+        self.hparams = tree.cloned(problem.project(tree.detached(hparams)))
+        self.params = start
+        self._state = algorithm.init(problem, start, self.hparams)
+        self._outer_state = outer.init(self.hparams, problem)
+        self._told: set[str] = set()
+        self.step_number = 0
+        self.whole = True
+
+    def step(self) -> Progress:
+        """Take one outer step; each kind of warning is given once in a run.
+
+        Raises:
+            NumericalError: NaN or a diverged solve; the run stays before the step.
+        """
+        start = time.perf_counter()
+        oracle = Oracle(self.problem, self.algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
+        try:
+            moved = self.outer.update(oracle, self.hparams, self._outer_state)
+        except BaseException:
+            self.whole = not oracle.results  # before the first answer the outer move has changed nothing
+            oracle.rewind()
+            raise
+        first = oracle.results[0]
+        hparams, self.hparams = self.hparams, moved
+        self.params, self._state = first.params, oracle.state
+        self.step_number += 1
+        first.report.warn(skip=self._told)
+        self._told |= set(first.report.notes)
+        return Progress(
+            step=self.step_number,
+            hparams=hparams,
+            params=first.params,
+            outer_loss=float(first.outer_loss),
+            norm=float(tree.norm(first.grads)),
+            report=first.report,
+            cost=oracle.cost,
+            seconds=time.perf_counter() - start,
+            moved=moved,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the run needs to go on, as tensors, numbers and strings; the tensors are copies."""
+        samplers = (self.problem.inner_data, self.problem.outer_data)
+        return {
+            "format": FORMAT,
+            "algorithm": type(self.algorithm).__name__,
+            "outer": type(self.outer).__name__,
+            "seed": self.seed,
+            "step_number": self.step_number,
+            "hparams": tree.pack(self.hparams),
+            "params": tree.pack(self.params),
+            "algorithm_state": tree.pack(self._state),
+            "outer_state": tree.pack(self._outer_state.state_dict()),
+            "samplers": [None if sampler is None else sampler.state_dict() for sampler in samplers],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a state that :meth:`state_dict` returned; the run must have been made with the same settings.
+
+        Raises:
+            InputError: a state of another format, algorithm or outer move, or with other tensors; the run stays as
+                it was.
+        """
+        mine = {"format": FORMAT, "algorithm": type(self.algorithm).__name__, "outer": type(self.outer).__name__}
+        found = {key: state.get(key) for key in mine}
+        if found != mine:
+            raise InputError(
+                passed=f"a saved run with {found}",
+                expected=f"{mine}",
+                do="resume with the settings that wrote the checkpoint, or start afresh in another directory",
+            )
+        for name in ("hparams", "params"):
+            tree.check_keys(f"the saved {name}", state[name], getattr(self, name))
+            tree.check_shapes(f"the saved {name}", state[name], getattr(self, name))
+        algorithm_state = tree.unpack(self._state, state["algorithm_state"])
+        device = tree.device_of(self.params)
+        self.hparams = {key: value.to(device) for key, value in state["hparams"].items()}
+        self.params = {key: value.to(device) for key, value in state["params"].items()}
+        self._state = tree.moved(algorithm_state, device)
+        self._outer_state = self.outer.init(self.hparams, self.problem)
+        self._outer_state.load_state_dict(state["outer_state"])
+        for sampler, position in zip(
+            (self.problem.inner_data, self.problem.outer_data), state["samplers"], strict=True
+        ):
+            if sampler is not None and position is not None:
+                sampler.load_state_dict(position)
+        self.seed, self.step_number = state["seed"], state["step_number"]
+
+
+def iterate(
+    problem: Problem,
+    algorithm: Algorithm[Any],
+    params: Mapping[str, Tensor],
+    hparams: Mapping[str, Tensor],
+    *,
+    outer: OuterMove,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Iterator[Progress]:
+    """Yield one :class:`Progress` an outer step, for loops of one's own.
+
+    Args:
+        problem: the two objectives and their samplers.
+        algorithm: how hypergradients are found.
+        params: where training starts.
+        hparams: where the hyperparameters start.
+        outer: what moves the hyperparameters.
+        steps: number of outer steps, at least 1; without end by default.
+        seed: seed of the run's random numbers.
+
+    Raises:
+        InputError: at the call, what is wrong with the inputs.
+        NumericalError: at a step, NaN or a diverged solve.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(
+        ...     inner=lambda params, hparams: 0.5 * (params["w"] - hparams["x"]).square().sum(),
+        ...     outer=lambda params, hparams: 0.5 * (params["w"] - 3).square().sum(),
+        ... )
+        >>> algorithm = hg.Implicit(hg.CG(), inner=hg.Newton(tolerance=1e-5))
+        >>> move = hg.outer.Torch(torch.optim.SGD, lr=0.5)
+        >>> for progress in hg.iterate(
+        ...     problem, algorithm, {"w": torch.zeros(1)}, {"x": torch.zeros(1)}, outer=move, steps=20
+        ... ):
+        ...     pass
+        >>> progress.moved["x"].round(decimals=3)
+        tensor([3.])
+    """
+    if steps is not None and not steps > 0:
+        raise InputError(
+            f"steps={steps}", "steps > 0, or None for a loop without end", "pass the number of outer steps"
+        )
+    run = Run(problem, algorithm, params, hparams, outer, seed=seed)
+    return _steps(run, steps)
+
+
+def _steps(run: Run, steps: int | None) -> Iterator[Progress]:
+    while steps is None or run.step_number < steps:
+        yield run.step()

@@ -1,0 +1,160 @@
+"""Face 3: the whole loop, with callbacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from hypergrad.algorithm import Algorithm
+from hypergrad.callbacks import Callback, EarlyStopping, load_checkpoint
+from hypergrad.errors import InputError
+from hypergrad.outer import OuterMove
+from hypergrad.problem import Problem
+from hypergrad.run import Progress, Run
+from hypergrad.tree import Tree
+
+
+@final
+@dataclass(frozen=True)
+class Fitted:
+    """What a :class:`Trainer` returns.
+
+    Attributes:
+        hparams: the hyperparameters after the last step; with :class:`~hypergrad.EarlyStopping` the best ones.
+        params: θ after the last training; with early stopping that of the best hyperparameters.
+        steps: outer steps made in all.
+        stopped: why it ended: ``"steps"``, or a callback's reason.
+        last: the last step's progress, ``None`` if there was none to make.
+    """
+
+    hparams: Tree
+    params: Tree
+    steps: int
+    stopped: str
+    last: Progress | None
+
+
+@final
+class Trainer:
+    """Run a bilevel optimization with callbacks, and resume it exactly.
+
+    Ctrl-C ends the run after the step under way, with the checkpoint and the history complete, and then raises
+    :class:`KeyboardInterrupt`; a second Ctrl-C ends it at once, and the last checkpoint stays.
+
+    Args:
+        problem: the two objectives and their samplers.
+        algorithm: how hypergradients are found.
+        outer: what moves the hyperparameters.
+        callbacks: called in order after every step.
+        seed: seed of the run's random numbers.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(
+        ...     inner=lambda params, hparams: 0.5 * (params["w"] - hparams["x"]).square().sum(),
+        ...     outer=lambda params, hparams: 0.5 * (params["w"] - 3).square().sum(),
+        ... )
+        >>> trainer = hg.Trainer(
+        ...     problem,
+        ...     hg.Implicit(hg.CG(), inner=hg.Newton(tolerance=1e-5)),
+        ...     outer=hg.outer.Torch(torch.optim.SGD, lr=0.5),
+        ...     callbacks=[hg.EarlyStopping(patience=3)],
+        ... )
+        >>> fitted = trainer.fit({"w": torch.zeros(1)}, {"x": torch.zeros(1)}, steps=30)
+        >>> fitted.hparams["x"].round(decimals=3)
+        tensor([3.])
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        algorithm: Algorithm[Any],
+        outer: OuterMove,
+        callbacks: Sequence[Callback] = (),
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Keep the settings."""
+        self.problem, self.algorithm, self.outer = problem, algorithm, outer
+        self.callbacks, self.seed = list(callbacks), seed
+
+    def fit(
+        self,
+        params: Mapping[str, Tensor],
+        hparams: Mapping[str, Tensor],
+        steps: int,
+        *,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Fitted:
+        """Run until ``steps`` outer steps are made in all, or a callback stops.
+
+        Args:
+            params: where training starts.
+            hparams: where the hyperparameters start.
+            steps: number of outer steps, at least 1, those before a checkpoint included.
+            resume: a directory that :class:`~hypergrad.Checkpoint` wrote to, to go on from there.
+
+        Raises:
+            InputError: wrong inputs, or a checkpoint that does not fit.
+            NumericalError: NaN or a diverged solve; callbacks have finished then.
+            KeyboardInterrupt: after Ctrl-C; callbacks have finished then.
+        """
+        if not steps > 0:
+            raise InputError(f"fit(steps={steps})", "steps > 0", "pass the number of outer steps in all")
+        run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed)
+        if resume is not None:
+            run.load_state_dict(load_checkpoint(resume))
+        last, stopped = None, "steps"
+        for callback in self.callbacks:
+            callback.start(run, steps)
+        try:
+            with _graceful_interrupt() as interrupted:
+                while run.step_number < steps:
+                    last = run.step()
+                    reasons = [reason for callback in self.callbacks if (reason := callback.step(run, last))]
+                    if interrupted:
+                        raise KeyboardInterrupt
+                    if reasons:
+                        stopped = reasons[0]
+                        break
+        finally:
+            for callback in self.callbacks:
+                callback.end(run)
+        return self._fitted(run, stopped, last)
+
+    def _fitted(self, run: Run, stopped: str, last: Progress | None) -> Fitted:
+        for callback in self.callbacks:
+            if isinstance(callback, EarlyStopping) and callback.best is not None:
+                _, _, hparams, params = callback.best
+                return Fitted(hparams, params, run.step_number, stopped, last)
+        return Fitted(run.hparams, run.params, run.step_number, stopped, last)
+
+
+@contextmanager
+def _graceful_interrupt() -> Iterator[list[bool]]:
+    """Yield a list that gets an entry at the first Ctrl-C; the second raises as usual."""
+    seen: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(_number: int, _frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(True)
+        sys.stderr.write("\nstopping after this step; press Ctrl-C again to stop at once\n")
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
