@@ -142,7 +142,7 @@ class Algorithm(ABC, Generic[S]):
     """A hypergradient oracle with memory.
 
     Subclasses are frozen dataclasses of their own settings; their state is a frozen dataclass of tensors and
-    numbers. An algorithm changes none of its inputs and never moves the hyperparameters.
+    numbers with at least ``params``, where training starts next, and ``steps``, hypergradients taken. An algorithm changes none of its inputs and never moves the hyperparameters.
     """
 
     @property
@@ -208,7 +208,8 @@ def replayed(algorithm: Algorithm[S], problem: Problem, params: Mapping[str, Ten
 
     The vector-Jacobian product (dθ/dλ)ᵀc is the hypergradient of that problem, so every algorithm serves.
     """
-    state = algorithm.init(problem, params, tree.detached(hparams))
+    state: Any = algorithm.init(problem, params, tree.detached(hparams))
+    state = dataclasses.replace(state, steps=1)  # no first step: what the outer loss alone uses is not unreached here
     keys = list(params)
     values = _Replay.apply(algorithm, problem, state, list(hparams), keys, *hparams.values())
     return dict(zip(keys, values, strict=True))

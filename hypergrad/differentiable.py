@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hypergrad import tree
+from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm
 from hypergrad.errors import InputError
 from hypergrad.linear import LinearSolver
@@ -67,7 +66,7 @@ def differentiable(
     algorithm = Implicit(linear or CG(), inner=Training(train), damping=damping)
     problem = Problem(inner, _no_outer, penalty=penalty)
 
-    @torch.compiler.disable
+    @guards.uncompiled
     def trained(params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], batch: Any = None) -> Tree:
         """Return the trained parameters, attached to the hyperparameters."""
         return algorithm.attach(problem.with_batches(batch), params, tree.check_tree("hparams", hparams))
@@ -75,7 +74,7 @@ def differentiable(
     return trained
 
 
-@torch.compiler.disable
+@guards.uncompiled
 def solve(
     problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], algorithm: Algorithm[Any]
 ) -> Tree:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hypergrad.data import Sampler
 from hypergrad.errors import ObjectiveError, WrappedModuleError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_inside = threading.local()
 
 
 @contextmanager
@@ -67,9 +74,15 @@ def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
     Fused attention has no double backward on any device, so the math kernel is used. Functions compiled with
     ``torch.compile`` lose their curvature without a word, so they run eagerly. Autocast is off: products of
     half-precision graphs are wrong by several per cent. cuDNN's recurrent kernels have no double backward either;
-    ``cudnn=False`` switches the library off for graphs that hold one.
+    ``cudnn=False`` switches the library off for graphs that hold one. Nested calls cost nothing.
     """
+    if getattr(_inside, "device", None) == device and cudnn:
+        with torch.enable_grad():
+            yield
+        return
     with ExitStack() as stack:
+        stack.callback(setattr, _inside, "device", getattr(_inside, "device", None))
+        _inside.device = device
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -78,6 +91,21 @@ def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
         if not cudnn:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that ``torch.compile`` runs eagerly, without importing the compiler where it is not used."""
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -97,6 +125,9 @@ class GraphFacts:
     def reaches(self, tensor: Tensor) -> bool:
         """Return whether the graph depends on ``tensor``."""
         return id(tensor) in self.leaf_ids or (tensor.grad_fn is not None and tensor.grad_fn in self.nodes)
+
+
+NOTHING = GraphFacts(frozenset(), frozenset(), cudnn_rnn=False)
 
 
 def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: str) -> GraphFacts:

@@ -177,14 +177,18 @@ class UpdateRule(InnerSolver):
         return Iterate(tree.detached(params), self.start(params))
 
     @final
-    def advance(self, problem: Problem, iterate: Iterate, hparams: Tree, *, create_graph: bool = False) -> Iterate:
+    def advance(
+        self, problem: Problem, iterate: Iterate, hparams: Tree, *, create_graph: bool = False, inspect: bool = True
+    ) -> Iterate:
         """Return the next iterate, with its graph if asked; its parameters must require grad then.
 
         Cost: 1 gradient, on the next inner batch.
         """
         if not create_graph:
             iterate = iterate.replace(tree.leaves(iterate.params))
-        gradient = problem.residual(iterate.params, hparams, problem.draw_inner(), create_graph=create_graph)
+        gradient = problem.residual(
+            iterate.params, hparams, problem.draw_inner(), create_graph=create_graph, inspect=inspect
+        )
         with torch.set_grad_enabled(create_graph):
             params, slots = self.update(iterate.params, gradient, iterate.slots, hparams, iterate.step)
         return Iterate(params, slots, iterate.step + 1)

@@ -227,7 +227,8 @@ class Problem:
     def start(self, hparams: Tree, like: Mapping[str, Tensor]) -> Tree:
         """Return θ₀ = initial(λ), with its graph, after checking that it has the keys and shapes of ``like``."""
         assert self.initial is not None
-        value = self.initial(NamedTree("hparams", hparams))
+        with torch.enable_grad():
+            value = self.initial(NamedTree("hparams", hparams))
         check_keys("the value of initial", value, like)
         check_shapes("the value of initial", value, like)
         return {key: value[key] if value[key].requires_grad else value[key].detach().requires_grad_() for key in like}
@@ -269,25 +270,38 @@ class Problem:
             hparams={key: found[f"hparams.{key}"] for key in hparams if f"hparams.{key}" in found},
         )
 
-    def residual(self, params: Tree, hparams: Tree, batch: Any = None, *, create_graph: bool = False) -> Tree:
+    def residual(
+        self, params: Tree, hparams: Tree, batch: Any = None, *, create_graph: bool = False, inspect: bool = True
+    ) -> Tree:
         """Return ∇_θ g(θ, λ), or the condition R(θ, λ), as a tree; the parameters must require grad.
+
+        With ``create_graph`` the result can be differentiated, after the checks of :meth:`linearise` unless ``inspect``
+        is off.
 
         Cost: one evaluation with its gradient.
         """
         if create_graph:
-            data, penalty, _ = self._recorded(params, hparams, batch)
+            data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
         else:
             with torch.enable_grad():
                 data, penalty = self._evaluated(params, hparams, batch)
         if isinstance(data, dict):
             return data
-        return _gradient(data if penalty is None else data + penalty, params, create_graph=create_graph)
+        return _gradient(_sum(data, penalty), params, create_graph=create_graph)
 
-    def linearise(self, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], batch: Any = None) -> Stationarity:
+    def linearise(
+        self,
+        params: Mapping[str, Tensor],
+        hparams: Mapping[str, Tensor],
+        batch: Any = None,
+        *,
+        tangents: bool = False,
+    ) -> Stationarity:
         """Return the residual at a point with its graph, from which all products are taken.
 
         Masks drawn in the forward pass are part of the graph, so every product sees the same function.
         Hyperparameters that require grad are used as they are, which lets a closure over them be differentiated.
+        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters.
 
         Cost: one evaluation with its gradient.
 
@@ -301,11 +315,16 @@ class Problem:
         reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
         if isinstance(data, dict):
             return Stationarity(params, hparams, data, None, None, reached)
+        if tangents:
+            value = _sum(data, penalty)
+            both = _gradient(value, {**params, **{f"hparams/{k}": v for k, v in hparams.items()}}, create_graph=True)
+            slopes = {key: both.pop(f"hparams/{key}") for key in hparams}
+            return Stationarity(params, hparams, both, None, value, reached, slopes)
         gradient = _gradient(data, params, create_graph=True)
         if penalty is None:
             return Stationarity(params, hparams, gradient, None, data, reached)
         shrinkage = _gradient(penalty, params, create_graph=True)
-        return Stationarity(params, hparams, gradient, shrinkage, data + penalty, reached)
+        return Stationarity(params, hparams, gradient, shrinkage, _sum(data, penalty), reached)
 
     def check_reach(self, params: Tree, hparams: Tree) -> None:
         """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that the inner problem does not use.
@@ -325,9 +344,12 @@ class Problem:
         return value, self._penalty.scalar(params, hparams, None, differentiable=True)
 
     def _recorded(
-        self, params: Tree, hparams: Tree, batch: Any
+        self, params: Tree, hparams: Tree, batch: Any, *, inspect: bool = True
     ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
         """Evaluate with a graph that can be differentiated twice, and check that graph."""
+        if not inspect:
+            with guards.second_order(device_of(params)):
+                return *self._evaluated(params, hparams, batch), guards.NOTHING
         device = device_of(params)
         for cudnn in (True, False):
             with guards.second_order(device, cudnn=cudnn):
@@ -354,6 +376,11 @@ class Problem:
                 expected="an elementwise penalty, a sum of functions of one entry each, whose Hessian is a diagonal",
                 do="add this term to inner instead",
             )
+
+
+def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
+    with torch.enable_grad():
+        return data if penalty is None else data + penalty
 
 
 def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:

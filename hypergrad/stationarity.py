@@ -79,8 +79,9 @@ class Stationarity:
         penalty_residual: Tree | None,
         loss: Tensor | None,
         reached: frozenset[str] = frozenset(),
+        slopes: Tree | None = None,
     ) -> None:
-        """Keep the graph's ends; the residuals are graph tensors under the keys of ``params``."""
+        """Keep the graph's ends: residuals under the keys of ``params``, ``slopes`` = ∇_λ g under those of λ."""
         self.params, self.hparams, self.loss = params, hparams, loss
         self.layout = Layout.of(params)
         self.symmetric = loss is not None
@@ -89,7 +90,7 @@ class Stationarity:
         self._data = _Ends(residual)
         self._penalty = None if penalty_residual is None else _Ends(penalty_residual)
         self._diagonal: Tensor | None = None
-        self._slopes: tuple[Tensor | None, ...] | None = None
+        self._slopes = slopes
 
     @property
     def diagonal(self) -> Tensor | None:
@@ -155,10 +156,12 @@ class Stationarity:
         ends = [] if params_tangent is None else self._all_ends(params_tangent)
         if hparams_tangent is not None:
             if self._slopes is None:
-                inputs = list(self.hparams.values())
-                self._slopes = torch.autograd.grad(self.loss, inputs, create_graph=True, allow_unused=True)
-            pairs = zip(self._slopes, self.hparams, strict=True)
-            ends += [(s, hparams_tangent[key]) for s, key in pairs if s is not None and s.requires_grad]
+                slopes = torch.autograd.grad(
+                    self.loss, list(self.hparams.values()), create_graph=True, allow_unused=True
+                )
+                found = zip(self.hparams, slopes, strict=True)
+                self._slopes = {key: slope for key, slope in found if slope is not None}
+            ends += [(slope, hparams_tangent[key]) for key, slope in self._slopes.items() if slope.requires_grad]
         y = self.layout.zeros()
         self._add(y, ends)
         return y

@@ -150,7 +150,7 @@ class ForwardMode(Algorithm[TrajectoryState]):
                 found, _ = self._guess().step(problem, state, hparams)
                 guess, cost = layout.flatten(found.grads), cost + found.report.cost
                 start.restore()
-            vectors = self._directions(layout, guess, state.steps)
+            vectors = self.directions_at(state.steps, layout, guess)
             tangents = _Tangents(self.inner, problem, state, hparams, [layout.views(v) for v in vectors])
             for _ in range(self.steps):
                 tangents.advance()
@@ -176,7 +176,8 @@ class ForwardMode(Algorithm[TrajectoryState]):
     def _guess(self) -> Unrolled:
         return Unrolled(self.steps, self.inner, truncate=min(self.guide, self.steps), warm_start=self.warm_start)
 
-    def _directions(self, layout: Layout, guess: Tensor | None, step: int) -> list[Tensor]:
+    def directions_at(self, step: int, layout: Layout, guess: Tensor | None = None) -> list[Tensor]:
+        """Return the flat directions that step ``step`` (from 0) uses, the guess first where there is one."""
         if self.mode == "exact":
             return list(torch.eye(layout.size, dtype=layout.dtype, device=layout.device))
         count = self.directions or (1 if self.mode == "random" else 0)
@@ -241,7 +242,8 @@ class _Tangents:
 
     def advance(self) -> None:
         """Take one step of training and of all tangents."""
-        point = self.problem.linearise(self.iterate.params, self.hparams, self.problem.draw_inner())
+        batch = self.problem.draw_inner()
+        point = self.problem.linearise(self.iterate.params, self.hparams, batch, tangents=True)
         layout = point.layout
         gradient = layout.views(point.residual())
         inputs = _Inputs.of(self.iterate, gradient, self.hparams)

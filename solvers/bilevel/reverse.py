@@ -42,8 +42,9 @@ class GraphWindow:
         draws = problem.draws(tree.device_of(entry.params))
         from_start = settings.initial and problem.initial is not None
         iterate = entry.replace(problem.start(hparams, entry.params) if from_start else tree.leaves(entry.params))
-        for _ in range(settings.length):
-            iterate = settings.rule.advance(problem, iterate, hparams, create_graph=True)
+        with guards.second_order(tree.device_of(entry.params)):
+            for step in range(settings.length):
+                iterate = settings.rule.advance(problem, iterate, hparams, create_graph=True, inspect=step == 0)
         self.ends = iterate.params
         slots = {name: tree.detached(slot) for name, slot in iterate.slots.items()}
         self.last = Iterate(tree.detached(iterate.params), slots, iterate.step)
@@ -71,7 +72,7 @@ class AdjointWindow:
         self.settings, self.problem, self.hparams, self.entry = settings, problem, hparams, entry
         self.values = tree.detached(hparams)
         self.device = tree.device_of(entry.params)
-        self.gradients = 0
+        self.gradients, self.inspected = 0, False
         self.starts = cuts(0, settings.length, settings.keep)
         start = _Snapshot(entry, problem.draws(self.device))
         self.snapshots, end = self._advance(start, 0, self.starts, settings.length)
@@ -84,8 +85,9 @@ class AdjointWindow:
         slots = {name: tree.zeros_like(slot) for name, slot in self.last.slots.items()}
         adjoint: tuple[Tree, Slots] = (cotangents, slots)
         ends = [*self.starts[1:], self.settings.length]
-        for lo, hi in reversed(list(zip(self.starts, ends, strict=True))):
-            adjoint = self._sweep(lo, hi, self.snapshots.pop(), adjoint)
+        with guards.second_order(self.device):
+            for lo, hi in reversed(list(zip(self.starts, ends, strict=True))):
+                adjoint = self._sweep(lo, hi, self.snapshots.pop(), adjoint)
         if self.problem.initial is not None and self.settings.initial:
             first = self.problem.start(self.hparams, self.entry.params)
             self._collect(list(first.values()), list(adjoint[0].values()))
@@ -119,8 +121,13 @@ class AdjointWindow:
         params = tree.leaves(before.params)
         slots = {name: tree.leaves(slot) for name, slot in before.slots.items()}
         after = self.settings.rule.advance(
-            self.problem, Iterate(params, slots, before.step), self.hparams, create_graph=True
+            self.problem,
+            Iterate(params, slots, before.step),
+            self.hparams,
+            create_graph=True,
+            inspect=not self.inspected,
         )
+        self.inspected = True
         self.gradients += 1
         outputs = [*after.params.values(), *(t for slot in after.slots.values() for t in slot.values())]
         weights = [*adjoint[0].values(), *(t for slot in adjoint[1].values() for t in slot.values())]

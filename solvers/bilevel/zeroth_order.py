@@ -148,7 +148,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
             runs = _Runs(self, problem, state, layout)
             origin = layout.flatten(tree.detached(hparams))
             value, params = runs.at(origin)
-            vectors = self._vectors(layout, state.steps)
+            vectors = self.directions_at(state.steps, layout)
             slopes = torch.stack([self._slope(runs, origin, value, vector) for vector in vectors])
         scale = 1 if self.mode == "CGE" else layout.size / len(vectors)
         grads = tree.cloned(layout.views(scale * (slopes @ torch.stack(vectors))))
@@ -167,7 +167,8 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
     def _runs(self, size: int) -> int:
         return (2 if self.central else 1) * (size if self.mode == "CGE" else self.directions) + 1
 
-    def _vectors(self, layout: Layout, step: int) -> list[Tensor]:
+    def directions_at(self, step: int, layout: Layout) -> list[Tensor]:
+        """Return the flat unit directions that step ``step`` (from 0) uses."""
         if self.mode == "CGE":
             return list(torch.eye(layout.size, dtype=layout.dtype, device=layout.device))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)

@@ -1,0 +1,124 @@
+"""Count passes from inside the objectives, independently of what an algorithm reports."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from hypergrad.algorithm import Cost
+from hypergrad.objective import UserFunction
+from hypergrad.problem import Problem
+from hypergrad.tree import Tree
+
+
+@final
+@dataclass
+class Counter:
+    """Passes seen so far.
+
+    Attributes:
+        inner_values: evaluations of the inner objective.
+        inner_gradients: backward passes through it.
+        products: backward passes through those backward passes.
+        outer_values: evaluations of the outer objective.
+        outer_gradients: backward passes through it.
+    """
+
+    inner_values: int = 0
+    inner_gradients: int = 0
+    products: int = 0
+    outer_values: int = 0
+    outer_gradients: int = 0
+
+    def cost(self) -> Cost:
+        """Return the passes as a :class:`~hypergrad.Cost`; evaluations with a gradient count as gradients."""
+        return Cost(
+            inner_gradients=self.inner_gradients,
+            products=self.products,
+            outer_gradients=self.outer_gradients,
+            outer_values=self.outer_values - self.outer_gradients,
+        )
+
+
+class _Evaluation:
+    """One evaluation of the inner objective; a product's pass through it must not count as a gradient as well."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter, self.in_product = counter, False
+
+
+class _Probe(torch.autograd.Function):
+    """The identity on one tensor: counts its backward pass, and through :class:`_Second` the pass through that one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, evaluation: _Evaluation) -> Tensor:  # type: ignore[override]
+        ctx.evaluation = evaluation
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        evaluation: _Evaluation = ctx.evaluation
+        if evaluation.in_product:
+            evaluation.in_product = False
+            return grad, None
+        evaluation.counter.inner_gradients += 1
+        return _Second.apply(grad, evaluation), None
+
+
+class _Second(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, evaluation: _Evaluation) -> Tensor:  # type: ignore[override]
+        ctx.evaluation = evaluation
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.evaluation.counter.products += 1
+        ctx.evaluation.in_product = True
+        return grad, None
+
+
+class _OuterProbe(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counter: Counter) -> Tensor:  # type: ignore[override]
+        ctx.counter = counter
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.counter.outer_gradients += 1
+        return grad, None
+
+
+def counted(problem: Problem) -> tuple[Problem, Counter]:
+    """Return the problem with counting objectives, and the counter.
+
+    The first tensor of the parameters is watched, which every pass through a gradient crosses once: training's
+    gradients, Hessian products, mixed products and tangents. A penalty given apart is not counted.
+    """
+    counter = Counter()
+
+    def watch(params: Tree, *, inner: bool) -> Tree:
+        if inner:
+            counter.inner_values += 1
+        else:
+            counter.outer_values += 1
+        name = next(iter(params))
+        if not params[name].requires_grad:
+            return dict(params)
+        watched = (
+            _Probe.apply(params[name], _Evaluation(counter)) if inner else _OuterProbe.apply(params[name], counter)
+        )
+        return {**params, name: watched}
+
+    name = "inner" if problem.inner is not None else "condition"
+    inner, outer = UserFunction(name, getattr(problem, name)), UserFunction("outer", problem.outer)
+    changed = {
+        name: lambda params, hparams, batch: inner(watch(params, inner=True), hparams, batch),
+        "outer": lambda params, hparams, batch: outer(watch(params, inner=False), hparams, batch),
+    }
+    return dataclasses.replace(problem, **changed), counter

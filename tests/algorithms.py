@@ -1,0 +1,395 @@
+"""THE TABLE: one row for every algorithm, linear solver, preconditioner, inner solver and mode.
+
+A row says how to build the algorithm for a known problem, what its answer has to equal there, and which problems it
+applies to. The tests in ``test_faces.py`` run every row against every law; a class without a row fails there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import scipy.sparse.linalg
+import torch
+
+import hypergrad as hg
+from hypergrad.algorithm import Algorithm
+from hypergrad.linear import LinearSolver
+from hypergrad.testing import KnownProblem, implicit_reference, linearisation, unrolled_reference
+from hypergrad.tree import Layout, Tree
+
+Expected = Callable[[KnownProblem], Tree]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One algorithm.
+
+    Attributes:
+        name: of the row.
+        build: the algorithm for a known problem.
+        expected: what its hypergradient equals; the closed form dF/dλ for exact rows.
+        exact: whether ``expected`` is dF/dλ itself.
+        applies: whether a known problem has what the algorithm needs.
+        tolerance: largest relative error in float64.
+        tolerance32: largest relative error in float32.
+        adaptive: whether a tolerance can end the work early, so that the claimed cost is a bound.
+        opaque: whether the work is somebody else's, so that its cost cannot be claimed beforehand.
+    """
+
+    name: str
+    build: Callable[[KnownProblem], Algorithm[Any]]
+    expected: Expected
+    exact: bool = True
+    applies: Callable[[KnownProblem], bool] = lambda known: True
+    tolerance: float = 1e-8
+    tolerance32: float = 2e-4
+    adaptive: bool = False
+    opaque: bool = False
+
+
+def truth(known: KnownProblem) -> Tree:
+    return known.hypergradient()
+
+
+def fitted(known: KnownProblem) -> hg.Training:
+    return hg.Training(lambda params, hparams: known.solution(hparams))
+
+
+def rtol(known: KnownProblem) -> float:
+    return 1e-11 if next(iter(known.params.values())).dtype == torch.float64 else 1e-6
+
+
+def solvable(linear: LinearSolver, known: KnownProblem) -> bool:
+    """Whether the linear solver's needs are met by a problem's Jacobian."""
+    return (
+        known.stationary
+        and (known.symmetric or not linear.needs_symmetric)
+        and (known.definite or not linear.needs_definite)
+        and (known.regular or not isinstance(linear, hg.Nystrom))
+    )
+
+
+def implicit(name: str, linear: Callable[[KnownProblem], LinearSolver], **options: Any) -> Row:
+    return Row(
+        name=f"implicit-{name}",
+        build=lambda known: hg.Implicit(linear(known), inner=fitted(known)),
+        applies=lambda known: solvable(linear(known), known),
+        **{"expected": truth, **options},
+    )
+
+
+def inverse_series(known: KnownProblem, terms: int) -> Tree:
+    """The Neumann series as a matrix polynomial: α Σ (I − αJᵀ)ʲ."""
+    solution = known.trained()
+    jacobian = linearisation(known, solution, known.hparams).jacobian.mT
+    identity = torch.eye(len(jacobian), dtype=jacobian.dtype)
+    power, total = identity, torch.zeros_like(jacobian)
+    for _ in range(terms + 1):
+        total = total + power
+        power = power @ (identity - known.step * jacobian)
+    return implicit_reference(known, known.step * total, solution, known.hparams)
+
+
+def damped(known: KnownProblem, damping: float) -> Tree:
+    solution = known.trained()
+    jacobian = linearisation(known, solution, known.hparams).jacobian.mT
+    identity = torch.eye(len(jacobian), dtype=jacobian.dtype)
+    return implicit_reference(known, torch.linalg.inv(jacobian + damping * identity), solution, known.hparams)
+
+
+IMPLICIT = [
+    implicit("cg", lambda known: hg.CG(rtol=rtol(known)), adaptive=True),
+    implicit("cg-plain", lambda known: hg.CG(rtol=rtol(known), preconditioner=None), adaptive=True),
+    implicit("cg-jacobi", lambda known: hg.CG(rtol=rtol(known), preconditioner=hg.Jacobi(probes=3)), adaptive=True),
+    implicit(
+        "cg-nystrom",
+        lambda known: hg.CG(rtol=rtol(known), preconditioner=hg.NystromPreconditioner(rank=2)),
+        adaptive=True,
+    ),
+    implicit("cg-looking-seldom", lambda known: hg.CG(rtol=rtol(known), check_every=7), adaptive=True),
+    implicit("minres", lambda known: hg.MINRES(rtol=rtol(known)), adaptive=True),
+    implicit("gmres", lambda known: hg.GMRES(rtol=rtol(known)), adaptive=True),
+    implicit("gmres-restarted", lambda known: hg.GMRES(rtol=rtol(known), restart=4, max_steps=300), adaptive=True),
+    implicit("normal-cg", lambda known: hg.NormalCG(rtol=rtol(known)), adaptive=True),
+    implicit("dense", lambda known: hg.Dense()),
+    implicit("scipy", lambda known: hg.Scipy(scipy.sparse.linalg.gmres, {"rtol": rtol(known)}), opaque=True),
+    implicit("nystrom-full-rank", lambda known: hg.Nystrom(rank=20, damping=0.0), tolerance32=2e-3),
+    implicit("neumann-long", lambda known: hg.Neumann(400, step=known.step or 0.5), tolerance=1e-8),
+    implicit(
+        "stochastic",
+        lambda known: hg.Stochastic(partial(torch.optim.SGD, lr=known.step or 0.5), steps=200),
+    ),
+    *(
+        implicit(
+            f"neumann-{terms}",
+            lambda known, terms=terms: hg.Neumann(terms, step=known.step or 0.5),
+            expected=partial(inverse_series, terms=terms),
+            exact=False,
+            tolerance=1e-10,
+        )
+        for terms in (0, 1, 5)
+    ),
+    implicit(
+        "t1-t2",
+        lambda known: hg.Identity(scale=known.step or 0.5),
+        expected=partial(inverse_series, terms=0),
+        exact=False,
+        tolerance=1e-10,
+    ),
+    Row(
+        name="implicit-damped",
+        build=lambda known: hg.Implicit(hg.CG(rtol=rtol(known)), inner=fitted(known), damping=0.3),
+        expected=partial(damped, damping=0.3),
+        exact=False,
+        applies=lambda known: solvable(hg.CG(), known),
+        tolerance=1e-9,
+        adaptive=True,
+    ),
+]
+
+
+def trained_by(name: str, inner: Callable[[KnownProblem], hg.InnerSolver], **options: Any) -> Row:
+    """An exact linear solve after each inner solver, on objectives with a minimum."""
+    return Row(
+        name=f"implicit-after-{name}",
+        build=lambda known: hg.Implicit(hg.CG(rtol=rtol(known)), inner=inner(known)),
+        applies=lambda known: known.stationary and known.symmetric and known.definite,
+        adaptive=True,
+        **{"expected": truth, **options},
+    )
+
+
+def tolerance(known: KnownProblem) -> float:
+    return 1e-11 if next(iter(known.params.values())).dtype == torch.float64 else 3e-6
+
+
+INNER = [
+    trained_by("newton", lambda known: hg.Newton(tolerance=tolerance(known))),
+    trained_by("lbfgs", lambda known: hg.LBFGS(tolerance=tolerance(known))),
+    trained_by(
+        "gradient-descent", lambda known: hg.GradientDescent(lr=known.step, steps=2000, tolerance=tolerance(known))
+    ),
+    trained_by(
+        "adam",  # a large eps makes the steps shrink with the gradient, so that the iterates settle
+        lambda known: hg.Adam(lr=known.step, beta1=0.5, beta2=0.9, eps=1.0, steps=3000, tolerance=tolerance(known)),
+    ),
+    trained_by(
+        "torch-optimizer",
+        lambda known: hg.TorchOptimizer(partial(torch.optim.SGD, lr=known.step, momentum=0.3), steps=known.steps * 2),
+    ),
+    trained_by("training", fitted),
+]
+
+
+def descends(known: KnownProblem) -> bool:
+    return known.step > 0
+
+
+def unrolled(name: str, build: Callable[[KnownProblem], Algorithm[Any]], **options: Any) -> Row:
+    return Row(name=f"unrolled-{name}", build=build, **{"expected": truth, "applies": descends, **options})
+
+
+def by_autograd(known: KnownProblem, rule: hg.Adam, steps: int) -> Tree:
+    """dF_T/dλ through Adam's textbook formulas, by one backward pass."""
+    lam = {key: value.detach().requires_grad_() for key, value in known.hparams.items()}
+    point = {key: value.detach().requires_grad_() for key, value in known.params.items()}
+    first = {key: torch.zeros_like(value) for key, value in point.items()}
+    second = {key: torch.zeros_like(value) for key, value in point.items()}
+    for step in range(1, steps + 1):
+        gradient = known.problem.residual(point, lam, create_graph=True)
+        first = {key: 0.9 * first[key] + 0.1 * gradient[key] for key in point}
+        second = {key: 0.99 * second[key] + 0.01 * gradient[key] ** 2 for key in point}
+        scale = {key: (second[key] / (1 - 0.99**step)).sqrt() + 1e-3 for key in point}
+        point = {key: point[key] - rule.lr * first[key] / (1 - 0.9**step) / scale[key] for key in point}
+    value = known.problem.outer_value(point, lam)
+    slopes = torch.autograd.grad(value, list(lam.values()), materialize_grads=True)
+    return dict(zip(lam, slopes, strict=True))
+
+
+SMALL_ADAM = hg.Adam(lr=0.05, beta2=0.99, eps=1e-3)
+
+
+def plain_optimum(known: KnownProblem) -> bool:
+    """Whether momentum, which changes the trajectory, still ends at θ*."""
+    return known.stationary and known.symmetric and known.definite
+
+
+UNROLLED = [
+    *(
+        unrolled(
+            f"full-{keep}",
+            lambda known, keep=keep: hg.Unrolled(known.steps, hg.GradientDescent(lr=known.step), keep=keep),
+        )
+        for keep in ("graph", "iterates", "sqrt", "log")
+    ),
+    *(
+        unrolled(
+            f"{name}-{keep}",
+            lambda known, keep=keep, nesterov=nesterov: hg.Unrolled(
+                known.steps + 50,
+                hg.GradientDescent(lr=known.step / 2, momentum=0.4, nesterov=nesterov),
+                keep=keep,
+            ),
+            applies=plain_optimum,
+        )
+        for name, nesterov in (("momentum", False), ("nesterov", True))
+        for keep in ("graph", "sqrt")
+    ),
+    *(
+        unrolled(
+            f"adam-{keep}",
+            lambda known, keep=keep: hg.Unrolled(12, SMALL_ADAM, keep=keep),
+            expected=partial(by_autograd, rule=SMALL_ADAM, steps=12),
+            exact=False,
+            applies=lambda known: known.symmetric and known.stationary and known.problem.initial is None,
+            tolerance=1e-9,
+            tolerance32=1e-3,
+        )
+        for keep in ("graph", "log")
+    ),
+    *(
+        unrolled(
+            f"k-rmd-{window}-{keep}",
+            lambda known, keep=keep, window=window: hg.Unrolled(
+                known.steps, hg.GradientDescent(lr=known.step), truncate=min(window, known.steps), keep=keep
+            ),
+            expected=lambda known, window=window: unrolled_reference(
+                known, known.step, known.steps, min(window, known.steps), known.hparams
+            ),
+            exact=False,
+            tolerance=1e-10,
+        )
+        for window, keep in ((1, "graph"), (5, "graph"), (5, "iterates"), (5, "log"))
+    ),
+]
+
+
+def gradient_descent(known: KnownProblem) -> hg.GradientDescent:
+    return hg.GradientDescent(lr=known.step)
+
+
+def projections(known: KnownProblem, build: Callable[[KnownProblem], Any], scale: float) -> Tree:
+    """The mean of ⟨dF, v⟩ v over the directions that the first step uses, times a factor."""
+    layout = Layout.of(known.hparams)
+    slope = layout.flatten(known.hypergradient())
+    vectors = torch.stack(build(known).directions_at(0, layout))
+    return layout.views(scale * (vectors @ slope) @ vectors / len(vectors))
+
+
+def guided(known: KnownProblem) -> Tree:
+    """The projection of dF on the truncated hypergradient."""
+    layout, window = Layout.of(known.hparams), min(3, known.steps)
+    guess = layout.flatten(unrolled_reference(known, known.step, known.steps, window, known.hparams))
+    slope = layout.flatten(known.hypergradient())
+    length = guess @ guess
+    return layout.views(guess * (slope @ guess / length if float(length) else 0.0))
+
+
+def forward_random(known: KnownProblem, distribution: Any, directions: int) -> hg.ForwardMode:
+    return hg.ForwardMode(
+        known.steps, gradient_descent(known), mode="random", directions=directions, distribution=distribution
+    )
+
+
+def size(known: KnownProblem) -> int:
+    return Layout.of(known.hparams).size
+
+
+FORWARD = [
+    Row(
+        name="forward-exact",
+        build=lambda known: hg.ForwardMode(known.steps, gradient_descent(known)),
+        expected=truth,
+        applies=descends,
+    ),
+    Row(
+        name="forward-exact-momentum",
+        build=lambda known: hg.ForwardMode(
+            known.steps + 50, hg.GradientDescent(lr=known.step / 2, momentum=0.4, nesterov=True)
+        ),
+        expected=truth,
+        applies=plain_optimum,
+    ),
+    Row(
+        name="forward-exact-adam",
+        build=lambda known: hg.ForwardMode(12, SMALL_ADAM),
+        expected=partial(by_autograd, rule=SMALL_ADAM, steps=12),
+        exact=False,
+        applies=lambda known: known.symmetric and known.stationary and known.problem.initial is None,
+        tolerance=1e-9,
+        tolerance32=1e-3,
+    ),
+    Row(
+        name="forward-orthonormal-complete",
+        build=lambda known: forward_random(known, "orthonormal", size(known)),
+        expected=truth,
+        applies=descends,
+    ),
+    *(
+        Row(
+            name=f"forward-{distribution}",
+            build=partial(forward_random, distribution=distribution, directions=2),
+            expected=partial(
+                projections, build=partial(forward_random, distribution=distribution, directions=2), scale=1.0
+            ),
+            exact=False,
+            applies=descends,
+            tolerance=1e-8,
+        )
+        for distribution in ("rademacher", "gaussian")
+    ),
+    Row(
+        name="forward-guided",
+        build=lambda known: hg.ForwardMode(known.steps, gradient_descent(known), mode="guided"),
+        expected=guided,
+        exact=False,
+        applies=descends,
+    ),
+    Row(
+        name="forward-guided-complete",
+        build=lambda known: hg.ForwardMode(
+            known.steps, gradient_descent(known), mode="guided", directions=size(known) - 1
+        ),
+        expected=truth,
+        applies=lambda known: descends(known) and size(known) > 1,
+    ),
+]
+
+
+def runs(known: KnownProblem, **options: Any) -> hg.ZerothOrder:
+    dtype = next(iter(known.params.values())).dtype
+    step_size = 1e-4 if dtype == torch.float64 else 3e-2
+    return hg.ZerothOrder(fitted(known), step_size=step_size, **options)
+
+
+ZEROTH_ORDER = [
+    Row(
+        name="zeroth-order-cge",
+        build=runs,
+        expected=truth,
+        tolerance=1e-6,
+        tolerance32=3e-3,
+    ),
+    Row(
+        name="zeroth-order-cge-one-sided",
+        build=lambda known: runs(known, central=False),
+        expected=truth,
+        tolerance=1e-3,
+        tolerance32=1e-1,
+    ),
+    Row(
+        name="zeroth-order-rge",
+        build=lambda known: runs(known, mode="RGE", directions=3),
+        expected=lambda known: projections(
+            known, lambda known: runs(known, mode="RGE", directions=3), scale=float(size(known))
+        ),
+        exact=False,
+        tolerance=1e-6,
+        tolerance32=1e-2,
+    ),
+]
+
+TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER]
