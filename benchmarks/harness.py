@@ -61,7 +61,8 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     live = peak = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    results: Any = recorded.profiler
+    for event in results.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)

@@ -142,7 +142,8 @@ class Algorithm(ABC, Generic[S]):
     """A hypergradient oracle with memory.
 
     Subclasses are frozen dataclasses of their own settings; their state is a frozen dataclass of tensors and
-    numbers with at least ``params``, where training starts next, and ``steps``, hypergradients taken. An algorithm changes none of its inputs and never moves the hyperparameters.
+    numbers with at least ``params``, where training starts next, and ``steps``, hypergradients taken. An algorithm
+    changes none of its inputs and never moves the hyperparameters.
     """
 
     @property
@@ -150,8 +151,11 @@ class Algorithm(ABC, Generic[S]):
     def exact(self) -> bool:
         """Whether the estimate tends to dF/dλ as tolerances go to zero."""
 
-    stochastic: ClassVar[bool]
-    """Whether it draws random directions of its own."""
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether it draws random directions of its own."""
+
     order: ClassVar[int]
     """Highest order of derivative of the inner objective."""
     cost: ClassVar[str]
@@ -211,13 +215,14 @@ def replayed(algorithm: Algorithm[S], problem: Problem, params: Mapping[str, Ten
     state: Any = algorithm.init(problem, params, tree.detached(hparams))
     state = dataclasses.replace(state, steps=1)  # no first step: what the outer loss alone uses is not unreached here
     keys = list(params)
-    values = _Replay.apply(algorithm, problem, state, list(hparams), keys, *hparams.values())
+    apply: Any = _Replay.apply
+    values = apply(algorithm, problem, state, list(hparams), keys, *hparams.values())
     return dict(zip(keys, values, strict=True))
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, algorithm: Any, problem: Problem, state: Any, names: list[str], keys: list[str], *values: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.algorithm, ctx.problem, ctx.state, ctx.names, ctx.keys = algorithm, problem, state, names, keys

@@ -21,15 +21,19 @@ class Sampler(Protocol):
 
     def draw(self) -> Any:
         """Return the next batch."""
+        ...
 
     def full(self) -> Any:
         """Return the whole data set as one batch."""
+        ...
 
     def state_dict(self) -> dict[str, int]:
         """Return the position as plain numbers."""
+        ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go to a position that :meth:`state_dict` returned."""
+        ...
 
 
 @final

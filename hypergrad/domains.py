@@ -17,6 +17,7 @@ class Domain(Protocol):
 
     def project(self, value: Tensor) -> Tensor:
         """Return the nearest point of the set."""
+        ...
 
 
 @final

@@ -95,7 +95,7 @@ def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that ``torch.compile`` runs eagerly, without importing the compiler where it is not used."""
-    disabled: list[Callable[P, R]] = []
+    disabled: list[Any] = []
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -103,7 +103,8 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
+        result: R = disabled[0](*args, **kwargs)
+        return result
 
     return call
 
@@ -168,8 +169,8 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
 
 
 def _refuse_once_differentiable(node: object, name: str) -> None:
-    forward = getattr(type(node), "_forward_cls", None)
-    backward = getattr(forward, "backward", None)
+    forward: Any = getattr(type(node), "_forward_cls", None)
+    backward: Any = getattr(forward, "backward", None)
     if hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__:
         raise ObjectiveError(
             passed=f"{name}, which calls {forward.__name__}, an autograd.Function marked once_differentiable",

@@ -68,6 +68,7 @@ class Schedule(Protocol):
 
     def __call__(self, step: int, /) -> float:
         """Return the number at a step, counted from 0."""
+        ...
 
 
 Setting = float | Tuned | Schedule

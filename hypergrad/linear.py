@@ -184,7 +184,8 @@ class Operator:
             return apply
 
         transposed = self if self.symmetric else self.transposed() if self._transpose is not None else None
-        return LinearOperator(
+        view: Any = LinearOperator
+        return view(
             shape=(self.size, self.size),
             dtype=like.numpy().dtype,
             matvec=product(self),

@@ -169,9 +169,9 @@ class _Frame(nn.Module):
 
 def _hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:
     if isinstance(hparams, nn.Module):
-        named = {key: value for key, value in hparams.named_parameters() if value.requires_grad}
+        named: dict[str, Tensor] = {key: value for key, value in hparams.named_parameters() if value.requires_grad}
     elif isinstance(hparams, Mapping):
-        named = dict(hparams)
+        named = {str(key): value for key, value in hparams.items()}
     else:
         named = {str(place): value for place, value in enumerate(hparams)}
     named = tree.check_tree("hparams", named)

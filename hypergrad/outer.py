@@ -66,9 +66,11 @@ class OuterState(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, numbers and strings, nested in dicts and lists."""
+        ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a state that :meth:`state_dict` returned."""
+        ...
 
 
 class OuterMove(ABC):
@@ -136,7 +138,7 @@ class Torch(OuterMove):
     def init(self, hparams: Tree, problem: Problem) -> _TorchState:
         """Build the optimizer on copies of the hyperparameters."""
         if self.groups:
-            tree.check_keys("groups", {**dict.fromkeys(hparams), **self.groups}, hparams)
+            tree.check_keys("groups", {*hparams, *self.groups}, hparams)
         tensors = {key: value.requires_grad_() for key, value in tree.cloned(hparams).items()}
         groups: list[dict[str, Any]] = [{"params": [t for key, t in tensors.items() if key not in self.groups]}]
         groups += [{"params": [tensors[key]], **options} for key, options in self.groups.items()]
@@ -219,7 +221,7 @@ class LBFGSB(OuterMove):
 
     def init(self, hparams: Tree, problem: Problem) -> _NoState:
         """Check the bounds."""
-        tree.check_keys("bounds", {**dict.fromkeys(hparams), **self.bounds}, hparams)
+        tree.check_keys("bounds", {*hparams, *self.bounds}, hparams)
         for key in hparams:
             self._bound(key, problem)
         return _NoState()

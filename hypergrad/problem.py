@@ -198,8 +198,8 @@ class Problem:
         """
         params, hparams = check_tree("params", params), check_tree("hparams", hparams)
         check_same_kind(params, hparams)
-        if self.penalty is not None:
-            self._check_elementwise(params, hparams)
+        if self._penalty is not None:
+            self._check_elementwise(self._penalty, params, hparams)
         return params, hparams
 
     def inner_value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
@@ -361,10 +361,11 @@ class Problem:
         _check_reached(params, facts)
         return data, penalty, facts
 
-    def _check_elementwise(self, params: Tree, hparams: Tree) -> None:
+    @staticmethod
+    def _check_elementwise(function: UserFunction, params: Tree, hparams: Tree) -> None:
         points, layout = leaves(params), Layout.of(params)
         with torch.enable_grad():
-            value = self._penalty.scalar(points, attached(hparams), None, differentiable=True)
+            value = function.scalar(points, attached(hparams), None, differentiable=True)
         penalty = Stationarity(points, {}, _gradient(value, points, create_graph=True), None, value)
         generator = torch.Generator().manual_seed(0)
         v = torch.rand(layout.size, dtype=torch.float64, generator=generator).add_(0.5).to(layout.zeros())

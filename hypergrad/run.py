@@ -91,8 +91,7 @@ class Run:
         self.problem, self.algorithm, self.outer, self.seed = problem, algorithm, outer, seed
         start = tree.cloned(tree.check_tree("params", params))
         hparams = tree.check_tree("hparams", hparams)
-        unknown = set(problem.hparams_domain) - set(hparams)
-        tree.check_keys("hparams_domain", dict.fromkeys([*hparams, *unknown]), hparams)
+        tree.check_keys("hparams_domain", {*hparams, *problem.hparams_domain}, hparams)
         self.hparams = tree.cloned(problem.project(tree.detached(hparams)))
         self.params = start
         self._state = algorithm.init(problem, start, self.hparams)

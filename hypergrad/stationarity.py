@@ -195,7 +195,9 @@ class Stationarity:
     def _accumulate(self, y: Tensor, pulled: list[Tensor | None], alpha: float) -> None:
         pairs = [(t, p) for t, p in zip(self.layout.views(y).values(), pulled, strict=True) if p is not None]
         if pairs:
-            torch._foreach_add_([t for t, _ in pairs], [p for _, p in pairs], alpha=alpha)
+            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+                [t for t, _ in pairs], [p for _, p in pairs], alpha=alpha
+            )
 
 
 class _Ends:

@@ -37,9 +37,9 @@ class NamedTree(dict[str, Tensor]):
         )
 
 
-def check_keys(name: str, tree: Mapping[str, Tensor], expected: Iterable[str]) -> None:
+def check_keys(name: str, tree: Iterable[str], expected: Iterable[str]) -> None:
     """Raise :class:`~hypergrad.errors.TreeError` unless ``tree`` has exactly the expected keys."""
-    expected = list(expected)
+    tree, expected = list(tree), list(expected)
     missing = [key for key in expected if key not in tree]
     extra = [key for key in tree if key not in expected]
     if missing or extra:
@@ -159,7 +159,8 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
 
 def norm(tree: Mapping[str, Tensor]) -> Tensor:
     """Return the Euclidean norm of all entries together."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in tree.values()]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in tree.values()]))
+    return total
 
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
@@ -252,12 +253,12 @@ def unpack(like: S, packed: Any) -> S:
     return plain  # type: ignore[no-any-return]
 
 
-def moved(state: S, device: torch.device) -> S:
+def moved(state: Any, device: torch.device) -> Any:
     """Return a packed or unpacked state with its tensors on ``device``."""
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
         return type(state)(**{f.name: moved(getattr(state, f.name), device) for f in dataclasses.fields(state)})
     if isinstance(state, Tensor):
         return state.to(device)
     if isinstance(state, dict):
-        return {key: moved(value, device) for key, value in state.items()}  # type: ignore[return-value]
+        return {key: moved(value, device) for key, value in state.items()}
     return state

@@ -100,6 +100,10 @@ def damped(known: KnownProblem, damping: float) -> Tree:
     return implicit_reference(known, torch.linalg.inv(jacobian + damping * identity), solution, known.hparams)
 
 
+def neumann(terms: int, known: KnownProblem) -> hg.Neumann:
+    return hg.Neumann(terms, step=known.step or 0.5)
+
+
 IMPLICIT = [
     implicit("cg", lambda known: hg.CG(rtol=rtol(known)), adaptive=True),
     implicit("cg-plain", lambda known: hg.CG(rtol=rtol(known), preconditioner=None), adaptive=True),
@@ -117,7 +121,7 @@ IMPLICIT = [
     implicit("dense", lambda known: hg.Dense()),
     implicit("scipy", lambda known: hg.Scipy(scipy.sparse.linalg.gmres, {"rtol": rtol(known)}), opaque=True),
     implicit("nystrom-full-rank", lambda known: hg.Nystrom(rank=20, damping=0.0), tolerance32=2e-3),
-    implicit("neumann-long", lambda known: hg.Neumann(400, step=known.step or 0.5), tolerance=1e-8),
+    implicit("neumann-long", partial(neumann, 400), tolerance=1e-8),
     implicit(
         "stochastic",
         lambda known: hg.Stochastic(partial(torch.optim.SGD, lr=known.step or 0.5), steps=200),
@@ -125,7 +129,7 @@ IMPLICIT = [
     *(
         implicit(
             f"neumann-{terms}",
-            lambda known, terms=terms: hg.Neumann(terms, step=known.step or 0.5),
+            partial(neumann, terms),
             expected=partial(inverse_series, terms=terms),
             exact=False,
             tolerance=1e-10,
@@ -192,7 +196,7 @@ def unrolled(name: str, build: Callable[[KnownProblem], Algorithm[Any]], **optio
     return Row(name=f"unrolled-{name}", build=build, **{"expected": truth, "applies": descends, **options})
 
 
-def by_autograd(known: KnownProblem, rule: hg.Adam, steps: int) -> Tree:
+def by_autograd(known: KnownProblem, lr: float, steps: int) -> Tree:
     """dF_T/dλ through Adam's textbook formulas, by one backward pass."""
     lam = {key: value.detach().requires_grad_() for key, value in known.hparams.items()}
     point = {key: value.detach().requires_grad_() for key, value in known.params.items()}
@@ -203,7 +207,7 @@ def by_autograd(known: KnownProblem, rule: hg.Adam, steps: int) -> Tree:
         first = {key: 0.9 * first[key] + 0.1 * gradient[key] for key in point}
         second = {key: 0.99 * second[key] + 0.01 * gradient[key] ** 2 for key in point}
         scale = {key: (second[key] / (1 - 0.99**step)).sqrt() + 1e-3 for key in point}
-        point = {key: point[key] - rule.lr * first[key] / (1 - 0.9**step) / scale[key] for key in point}
+        point = {key: point[key] - lr * first[key] / (1 - 0.9**step) / scale[key] for key in point}
     value = known.problem.outer_value(point, lam)
     slopes = torch.autograd.grad(value, list(lam.values()), materialize_grads=True)
     return dict(zip(lam, slopes, strict=True))
@@ -217,22 +221,36 @@ def plain_optimum(known: KnownProblem) -> bool:
     return known.stationary and known.symmetric and known.definite
 
 
+def back_propagation(known: KnownProblem, keep: Any, window: int | None = None) -> hg.Unrolled:
+    truncate = None if window is None else min(window, known.steps)
+    return hg.Unrolled(known.steps, hg.GradientDescent(lr=known.step), truncate=truncate, keep=keep)
+
+
+def with_momentum(known: KnownProblem, keep: Any, nesterov: bool) -> hg.Unrolled:
+    rule = hg.GradientDescent(lr=known.step / 2, momentum=0.4, nesterov=nesterov)
+    return hg.Unrolled(known.steps + 50, rule, keep=keep)
+
+
+def with_adam(known: KnownProblem, keep: Any) -> hg.Unrolled:
+    return hg.Unrolled(12, SMALL_ADAM, keep=keep)
+
+
+def truncated(window: int, known: KnownProblem) -> Tree:
+    return unrolled_reference(known, known.step, known.steps, min(window, known.steps), known.hparams)
+
+
 UNROLLED = [
     *(
         unrolled(
             f"full-{keep}",
-            lambda known, keep=keep: hg.Unrolled(known.steps, hg.GradientDescent(lr=known.step), keep=keep),
+            partial(back_propagation, keep=keep),
         )
         for keep in ("graph", "iterates", "sqrt", "log")
     ),
     *(
         unrolled(
             f"{name}-{keep}",
-            lambda known, keep=keep, nesterov=nesterov: hg.Unrolled(
-                known.steps + 50,
-                hg.GradientDescent(lr=known.step / 2, momentum=0.4, nesterov=nesterov),
-                keep=keep,
-            ),
+            partial(with_momentum, keep=keep, nesterov=nesterov),
             applies=plain_optimum,
         )
         for name, nesterov in (("momentum", False), ("nesterov", True))
@@ -241,8 +259,8 @@ UNROLLED = [
     *(
         unrolled(
             f"adam-{keep}",
-            lambda known, keep=keep: hg.Unrolled(12, SMALL_ADAM, keep=keep),
-            expected=partial(by_autograd, rule=SMALL_ADAM, steps=12),
+            partial(with_adam, keep=keep),
+            expected=partial(by_autograd, lr=0.05, steps=12),
             exact=False,
             applies=lambda known: known.symmetric and known.stationary and known.problem.initial is None,
             tolerance=1e-9,
@@ -253,12 +271,8 @@ UNROLLED = [
     *(
         unrolled(
             f"k-rmd-{window}-{keep}",
-            lambda known, keep=keep, window=window: hg.Unrolled(
-                known.steps, hg.GradientDescent(lr=known.step), truncate=min(window, known.steps), keep=keep
-            ),
-            expected=lambda known, window=window: unrolled_reference(
-                known, known.step, known.steps, min(window, known.steps), known.hparams
-            ),
+            partial(back_propagation, keep=keep, window=window),
+            expected=partial(truncated, window),
             exact=False,
             tolerance=1e-10,
         )
@@ -316,7 +330,7 @@ FORWARD = [
     Row(
         name="forward-exact-adam",
         build=lambda known: hg.ForwardMode(12, SMALL_ADAM),
-        expected=partial(by_autograd, rule=SMALL_ADAM, steps=12),
+        expected=partial(by_autograd, lr=0.05, steps=12),
         exact=False,
         applies=lambda known: known.symmetric and known.stationary and known.problem.initial is None,
         tolerance=1e-9,

@@ -55,43 +55,45 @@ class _Probe(torch.autograd.Function):
     """The identity on one tensor: counts its backward pass, and through :class:`_Second` the pass through that one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, evaluation: _Evaluation) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, evaluation: _Evaluation) -> Tensor:
         ctx.evaluation = evaluation
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grad_outputs
         evaluation: _Evaluation = ctx.evaluation
         if evaluation.in_product:
             evaluation.in_product = False
             return grad, None
         evaluation.counter.inner_gradients += 1
-        return _Second.apply(grad, evaluation), None
+        second: Any = _Second.apply
+        return second(grad, evaluation), None
 
 
 class _Second(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, evaluation: _Evaluation) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, grad: Tensor, evaluation: _Evaluation) -> Tensor:
         ctx.evaluation = evaluation
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         ctx.evaluation.counter.products += 1
         ctx.evaluation.in_product = True
-        return grad, None
+        return grad_outputs[0], None
 
 
 class _OuterProbe(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counter: Counter) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, counter: Counter) -> Tensor:
         ctx.counter = counter
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         ctx.counter.outer_gradients += 1
-        return grad, None
+        return grad_outputs[0], None
 
 
 def counted(problem: Problem) -> tuple[Problem, Counter]:
@@ -110,14 +112,13 @@ def counted(problem: Problem) -> tuple[Problem, Counter]:
         name = next(iter(params))
         if not params[name].requires_grad:
             return dict(params)
-        watched = (
-            _Probe.apply(params[name], _Evaluation(counter)) if inner else _OuterProbe.apply(params[name], counter)
-        )
+        probe: Any = _Probe if inner else _OuterProbe
+        watched = probe.apply(params[name], _Evaluation(counter) if inner else counter)
         return {**params, name: watched}
 
     name = "inner" if problem.inner is not None else "condition"
     inner, outer = UserFunction(name, getattr(problem, name)), UserFunction("outer", problem.outer)
-    changed = {
+    changed: dict[str, Any] = {
         name: lambda params, hparams, batch: inner(watch(params, inner=True), hparams, batch),
         "outer": lambda params, hparams, batch: outer(watch(params, inner=False), hparams, batch),
     }

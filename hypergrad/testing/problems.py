@@ -92,7 +92,7 @@ def scalar(dtype: torch.dtype = torch.float64) -> KnownProblem:
 def quadratic(dtype: torch.dtype = torch.float64) -> KnownProblem:
     """Return g = ½ wᵀCw − wᵀ(Bx + e) over two tensors, f = ½‖w − t‖², where some x attains w = t."""
     normal = _maker(dtype, 1)
-    root = torch.linalg.qr(normal(5, 5)).Q
+    root: Tensor = torch.linalg.qr(normal(5, 5)).Q
     curvature = root @ torch.diag(torch.linspace(1.0, 4.0, 5, dtype=dtype)) @ root.mT
     slope, offset, target = normal(5, 5) + 2 * torch.eye(5, dtype=dtype), normal(5), normal(5)
 
@@ -152,7 +152,8 @@ def logistic(dtype: torch.dtype = torch.float64) -> KnownProblem:
     def newton(hparams: Tree, w: Tensor) -> Tensor:
         p, decay = torch.sigmoid(x @ w), hparams["log_penalty"].exp()
         hessian = (x * (p * (1 - p))[:, None]).mT @ x / 60 + torch.diag(decay)
-        return w - torch.linalg.solve(hessian, x.mT @ (p - y) / 60 + decay * w)
+        step: Tensor = torch.linalg.solve(hessian, x.mT @ (p - y) / 60 + decay * w)
+        return w - step
 
     def solution(hparams: Tree) -> Tree:
         w = torch.zeros(6, dtype=dtype)
@@ -246,7 +247,8 @@ def fixed_point(dtype: torch.dtype = torch.float64) -> KnownProblem:
     """Return z = tanh(A z + x) with ‖A‖₂ = ½ and A not symmetric, f = ½‖z − t‖²."""
     normal = _maker(dtype, 5)
     a, target = normal(4, 4), 0.3 * normal(4)
-    a = 0.5 * a / torch.linalg.matrix_norm(a, 2)
+    size: Tensor = torch.linalg.matrix_norm(a, 2)
+    a = 0.5 * a / size
 
     def solution(hparams: Tree) -> Tree:
         z = torch.zeros(4, dtype=dtype)
@@ -294,7 +296,7 @@ def markov_decision(dtype: torch.dtype = torch.float64) -> KnownProblem:
         policy = torch.softmax(action_values(params["value"], hparams["x"]) / temperature, dim=-1)
         transition = torch.softmax(logits + logit_slope @ hparams["x"], dim=-1)
         flow = torch.einsum("sa,sat->st", policy, transition)
-        earned = torch.linalg.solve(torch.eye(3, dtype=dtype) - discount * flow, (policy * leader).sum(-1))
+        earned: Tensor = torch.linalg.solve(torch.eye(3, dtype=dtype) - discount * flow, (policy * leader).sum(-1))
         return -earned.mean()
 
     def solution(hparams: Tree) -> Tree:

@@ -93,7 +93,7 @@ class ForwardMode(Algorithm[TrajectoryState]):
         return self.mode == "exact"
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Whether random directions are drawn."""
         return self.mode == "random" or (self.mode == "guided" and bool(self.directions))
 
@@ -213,10 +213,9 @@ class ForwardMode(Algorithm[TrajectoryState]):
 
 def _orthonormal(drawn: Tensor, guess: Tensor | None) -> Tensor:
     """Return orthonormal columns with the span of ``drawn``, orthogonal to ``guess`` if there is one."""
-    if guess is None:
-        return torch.linalg.qr(drawn).Q
-    stacked = torch.cat([guess.detach().cpu().double()[:, None], drawn], dim=1)
-    return torch.linalg.qr(stacked).Q[:, 1:]
+    known = drawn[:, :0] if guess is None else guess.detach().cpu().double()[:, None]
+    basis: Tensor = torch.linalg.qr(torch.cat([known, drawn], dim=1)).Q
+    return basis[:, known.shape[1] :]
 
 
 class _Tangents:

@@ -95,10 +95,14 @@ class Implicit(Algorithm[ImplicitState]):
     inner: InnerSolver | None = None
     damping: float = 0.0
     stationarity: float = 0.01
-    stochastic = False
     order = 2
     cost = "training + 1 inner gradient + 1 outer gradient + linear solve + 1 product"
     needs = "an inner optimum (∇g = 0) and a regular Hessian there"
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether random directions are drawn: never."""
+        return False
 
     @property
     def exact(self) -> bool:
@@ -166,7 +170,8 @@ class Implicit(Algorithm[ImplicitState]):
             trained = self.response(problem, ImplicitState(tree.detached(params)), tree.detached(hparams))
             point = _Point(self, problem, trained, hparams)
         ends = point.stationarity.ends()
-        correction = _Attach.apply(point, *ends.values())
+        apply: Any = _Attach.apply
+        correction = apply(point, *ends.values())
         return {key: trained[key] + shift for key, shift in zip(ends, correction, strict=True)}
 
     def _check_reached(self, hparams: Tree, reached: frozenset[str]) -> None:
@@ -264,7 +269,7 @@ class _Attach(torch.autograd.Function):
     """S: zero forwards, −H⁻¹ backwards."""
 
     @staticmethod
-    def forward(ctx: Any, point: _Point, *ends: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, point: _Point, *ends: Tensor) -> tuple[Tensor, ...]:
         ctx.point = point
         return tuple(torch.zeros_like(end) for end in ends)
 

@@ -79,10 +79,14 @@ class Unrolled(Algorithm[TrajectoryState]):
     truncate: int | None = None
     keep: Keep = "graph"
     warm_start: bool = False
-    stochastic = False
     order = 2
     cost = "T inner gradients + K products + 1 outer gradient (+ K and the recomputed inner gradients)"
     needs = "an update rule that can be differentiated"
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether random directions are drawn: never."""
+        return False
 
     @property
     def exact(self) -> bool:

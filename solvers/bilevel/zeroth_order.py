@@ -96,7 +96,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
         return self.mode == "CGE"
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Whether random directions are drawn."""
         return self.mode == "RGE"
 

@@ -96,7 +96,10 @@ class Newton(InnerSolver):
 def _direction(stationarity: Stationarity) -> Tensor:
     matrix = materialise(Operator.of(stationarity))
     if stationarity.loss is None:
-        return -torch.linalg.solve(matrix.mT, stationarity.residual())
+        step: Tensor = torch.linalg.solve(matrix.mT, stationarity.residual())
+        return -step
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     floor = values.abs().max() * torch.finfo(matrix.dtype).eps * len(values)
     return -vectors @ ((vectors.mT @ stationarity.residual()) / values.abs().clamp(min=floor))

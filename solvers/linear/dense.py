@@ -87,5 +87,7 @@ def _solve_general(matrix: Tensor, b: Tensor) -> Tensor:
     factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
     diagonal = factor.diagonal().abs()
     if bool(info) or bool(diagonal.min() <= diagonal.max() * torch.finfo(matrix.dtype).eps * len(b)):
-        return torch.linalg.pinv(matrix) @ b
-    return torch.linalg.lu_solve(factor, pivots, b[:, None])[:, 0]
+        least: Tensor = torch.linalg.pinv(matrix) @ b
+        return least
+    solution: Tensor = torch.linalg.lu_solve(factor, pivots, b[:, None])[:, 0]
+    return solution

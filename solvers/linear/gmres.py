@@ -97,7 +97,7 @@ class GMRES(LinearSolver):
         basis = torch.empty(length + 1, r.numel(), dtype=r.dtype, device=r.device)
         hessenberg = torch.zeros(length + 1, length, dtype=r.dtype, device=r.device)
         basis[0] = r / residual
-        y = np.zeros(0)
+        y, k = np.zeros(0), 0
         for k in range(1, length + 1):
             w = operator(basis[k - 1])
             for _ in range(2):
