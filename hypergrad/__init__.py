@@ -13,6 +13,8 @@ from hypergrad.callbacks import History as History
 from hypergrad.callbacks import ProgressBar as ProgressBar
 from hypergrad.callbacks import load_checkpoint as load_checkpoint
 from hypergrad.callbacks import read_history as read_history
+from hypergrad.check import CheckResult as CheckResult
+from hypergrad.check import check as check
 from hypergrad.data import Fixed as Fixed
 from hypergrad.data import Sampler as Sampler
 from hypergrad.data import TensorSampler as TensorSampler

@@ -93,6 +93,31 @@ def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
         yield
 
 
+class Pinned:
+    """A block that starts at a point in the stream of random numbers and batches, and goes back to what was before it.
+
+    Args:
+        draws: the point.
+        seed: seed of the random numbers instead of the point's own.
+    """
+
+    def __init__(self, draws: Draws, seed: int | None = None) -> None:
+        """Keep the point."""
+        self.draws, self.seed = draws, seed
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        """Go to the point."""
+        self._stack.enter_context(pinned_rng(self.draws.device))
+        self.draws.restore()
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *failure: object) -> None:
+        """Put the random numbers back; the batches stand after those that were drawn."""
+        self._stack.close()
+
+
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that ``torch.compile`` runs eagerly, without importing the compiler where it is not used."""
     disabled: list[Any] = []

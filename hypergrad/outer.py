@@ -42,14 +42,11 @@ class Oracle:
         self.problem, self.algorithm, self.state, self.seed = problem, algorithm, state, seed
         self.cost = Cost()
         self.results: list[Hypergradient] = []
-        self._device = tree.device_of(state.params)
-        self._draws = guards.Draws.capture(self._device, problem.inner_data, problem.outer_data)
+        self._draws = guards.Draws.capture(tree.device_of(state.params), problem.inner_data, problem.outer_data)
 
     def __call__(self, hparams: Mapping[str, Tensor]) -> Hypergradient:
         """Return the hypergradient at ``hparams``, which stay as they are."""
-        with guards.pinned_rng(self._device):
-            self._draws.restore()
-            torch.manual_seed(self.seed)
+        with guards.Pinned(self._draws, self.seed):
             result, self.state = self.algorithm.step(self.problem, self.state, tree.leaves(hparams))
         self.cost += result.report.cost
         self.results = [*self.results[:1], result]
@@ -57,8 +54,8 @@ class Oracle:
 
     def rewind(self) -> None:
         """Put the batches back to where they stood before the outer step."""
-        with guards.pinned_rng(self._device):
-            self._draws.restore()
+        with guards.Pinned(self._draws):
+            pass
 
 
 class OuterState(Protocol):
