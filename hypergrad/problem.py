@@ -25,6 +25,7 @@ from hypergrad.tree import (
     check_same_kind,
     check_shapes,
     check_tree,
+    detached,
     device_of,
     leaves,
 )
@@ -286,7 +287,7 @@ class Problem:
             with torch.enable_grad():
                 data, penalty = self._evaluated(params, hparams, batch)
         if isinstance(data, dict):
-            return data
+            return data if create_graph else detached(data)
         return _gradient(_sum(data, penalty), params, create_graph=create_graph)
 
     def linearise(

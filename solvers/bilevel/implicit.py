@@ -211,7 +211,7 @@ class Implicit(Algorithm[ImplicitState]):
                 f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
                 "or use hypergrad.Unrolled for short training"
             )
-        if solution.negative_curvature:
+        if solution.negative_curvature and self.linear.needs_definite:
             notes["curvature"] = (
                 "the inner Hessian is not positive definite here, so this point is no strict minimum; train longer, "
                 "add damping=, or use hypergrad.MINRES, which does not need definiteness"
