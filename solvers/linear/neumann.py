@@ -29,7 +29,7 @@ class Neumann(LinearSolver):
 
     Args:
         terms: k, at least 0.
-        step: α, above 0. By default 1/λ with λ an upper estimate of the largest eigenvalue from power iteration,
+        step: α, above 0. By default 1/λ with λ an estimate of the largest eigenvalue from power iteration,
             renewed at every solve from where the last one ended.
         power_steps: products of the first estimate of λ, at least 1; later solves of one run use one product.
 

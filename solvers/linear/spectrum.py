@@ -10,10 +10,10 @@ from hypergrad.solvers.linear.preconditioners import rademacher
 
 
 def top_curvature(operator: Operator, vector: Tensor | None, steps: int) -> tuple[float, Tensor]:
-    """Return an upper estimate of the largest eigenvalue in modulus, and the vector that the iteration ended with.
+    """Return an estimate of the largest eigenvalue in modulus, and the vector that the iteration ended with.
 
     Power iteration with the bound |vᵀAv| + ‖Av − (vᵀAv) v‖ for a unit vector v: some eigenvalue lies within the
-    second term of the first, so that a poor v gives a larger number and a shorter step, not a smaller one.
+    second term of the first, so that a poor v makes the number larger, and a step of one over it shorter.
 
     Args:
         operator: A, taken to be symmetric.
