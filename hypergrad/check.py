@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Hypergradient
-from hypergrad.errors import InputError
+from hypergrad.errors import InputError, NumericalError
 from hypergrad.inner import InnerSolver
 from hypergrad.linear import check_positive
 from hypergrad.problem import Problem
@@ -111,7 +111,7 @@ def check(
         resolve: how to train again; by default as the algorithm trains, and L-BFGS to 1e-9 in float64 (1e-5 in
             float32) for an implicit algorithm without an inner solver.
         directions: directions for each tensor, at least 1.
-        steps: step sizes, falling, above 0, in units of the tensor's root mean square (at least 1): by default
+        steps: step sizes, falling, above 0, in units of the tensor's root mean square (1 for a zero tensor): by default
             1e-2, 1e-3, 1e-4 in float64 and 1e-1, 3e-2, 1e-2 in float32.
         tolerance: largest relative error of a hypergradient that agrees, above 0.
         seed: seed of the directions and of the random numbers that all runs share.
@@ -190,17 +190,28 @@ class _Runs:
         """Return F after training again."""
         self.trainings += 1
         with self._pinned():
-            if self.resolve is None:
-                trained = self.algorithm.response(self.problem, self.state, hparams)
-            else:
-                trained = self.resolve.run(self.problem, self.params, hparams).params
+            trained = self._trained(hparams)
             with torch.no_grad():
                 return float(self.problem.outer_value(trained, hparams, self.problem.draw_outer()))
+
+    def slope(self, name: str, shift: Tensor, length: float) -> float:
+        """Return (F(λ + shift) − F(λ − shift)) / 2 length, NaN where training breaks down on the way."""
+        point = self.hparams[name]
+        try:
+            above, below = (self.value({**self.hparams, name: point + sign * shift}) for sign in (1, -1))
+        except NumericalError:
+            return math.nan
+        return (above - below) / (2 * length)
+
+    def _trained(self, hparams: Tree) -> Tree:
+        if self.resolve is None:
+            return self.algorithm.response(self.problem, self.state, hparams)
+        return self.resolve.run(self.problem, self.params, hparams).params
 
     def direct(self) -> Tree:
         """Return ∂f/∂λ where training ended."""
         with self._pinned():
-            trained = self.algorithm.response(self.problem, self.state, self.hparams)
+            trained = self._trained(self.hparams)
             return self.problem.outer_gradients(trained, self.hparams, self.problem.draw_outer()).hparams
 
     def _pinned(self) -> guards.Pinned:
@@ -231,26 +242,22 @@ def _compare(
     steps: tuple[float, ...],
     tolerance: float,
 ) -> TensorCheck:
-    scale = max(1.0, float(point.square().mean().sqrt()))
+    scale = float(point.square().mean().sqrt()) or 1.0
     predicted = [float((grad * vector).sum()) for vector in vectors]
     measured, doubts = [], []
     for vector in vectors:
-        slopes = []
-        for step in steps:
-            shift = step * scale * vector
-            above, below = (runs.value({**runs.hparams, name: point + sign * shift}) for sign in (1, -1))
-            slopes.append((above - below) / (2 * step * scale))
-        gaps = [abs(a - b) for a, b in itertools.pairwise(slopes)]
+        slopes = [runs.slope(name, step * scale * vector, step * scale) for step in steps]
+        gaps = [abs(a - b) if math.isfinite(a - b) else math.inf for a, b in itertools.pairwise(slopes)]
         best = min(range(len(gaps)), key=gaps.__getitem__)
         measured.append(slopes[best + 1])
         doubts.append(gaps[best])
     size = math.hypot(*measured)
-    floor = math.hypot(*doubts) / size if size else 0.0
+    floor = math.hypot(*doubts) / size if size else math.hypot(*doubts)
     gap = math.hypot(*(p - m for p, m in zip(predicted, measured, strict=True)))
     error = gap / size if size else (0.0 if gap == 0 else math.inf)
     lengths = size * math.hypot(*predicted)
     cosine = sum(p * m for p, m in zip(predicted, measured, strict=True)) / lengths if lengths else float(gap == 0)
-    verdict = DISAGREES if error > max(tolerance, 3 * floor) else UNDECIDED if floor > 0.1 else AGREES
+    verdict = DISAGREES if error > max(tolerance, 3 * floor) else AGREES if floor <= 0.1 else UNDECIDED
     return TensorCheck(name, error, cosine, floor, tuple(predicted), tuple(measured), verdict)
 
 
@@ -265,7 +272,10 @@ def _cause(
         )
     bad = [row for row in rows if row.verdict == DISAGREES]
     if not bad:
-        return "the noise floor is too high to decide: train to a tighter tolerance, use float64, or pass larger steps"
+        return (
+            "the noise floor is too high to decide: train to a tighter tolerance, use float64, or pass other steps "
+            "(larger against noise, smaller where training breaks down)"
+        )
     if not algorithm.exact:
         return f"likely cause: this estimator is biased or random by design: {algorithm!r}"
     for kind in ("curvature", "convergence", "stationarity"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ QUADRATIC_POINT = {"lam": number(1.0), "eta": number(0.1)}
     ],
     ids=["forward", "unrolled", "unrolled-sqrt", "orthonormal"],
 )
-def test_five_steps_on_a_quadratic(algorithm: hg.Algorithm[object]) -> None:
+def test_five_steps_on_a_quadratic(algorithm: hg.Algorithm[Any]) -> None:
     """w_T = (1 − (1 − ηa)^T) λ/a, and the derivatives with respect to λ and to the step size η."""
     found = hg.hypergradient(QUADRATIC, {"w": number(0.0)}, QUADRATIC_POINT, algorithm)
     assert float(found.params["w"]) == pytest.approx(0.33616, abs=1e-12)
@@ -163,11 +164,11 @@ TASKS = {"w": torch.zeros(2, dtype=DOUBLE)}
 @pytest.mark.parametrize("mode", ["unrolled", "unrolled-sqrt", "forward"])
 def test_maml_optimum_and_its_losses(mode: str) -> None:
     rule = hg.GradientDescent(lr=STEP)
-    algorithm: hg.Algorithm[object] = {
+    algorithm: hg.Algorithm[Any] = {
         "unrolled": hg.Unrolled(1, rule),
         "unrolled-sqrt": hg.Unrolled(1, rule, keep="sqrt"),
         "forward": hg.ForwardMode(1, rule),
-    }[mode]  # type: ignore[assignment]
+    }[mode]
     run = hg.Run(MAML, algorithm, TASKS, {"x": number(0.0)}, hg.outer.LBFGSB(iterations=50, gtol=1e-12, ftol=1e-16))
     run.step()
     assert float(run.hparams["x"]) == pytest.approx(0.8922530, abs=1e-7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def central_differences(value: Callable[[Tree], Tensor], hparams: Tree, step: fl
     return slopes
 
 
-def gradient(problem: hg.Problem, algorithm: hg.Algorithm[object], params: Tree | None = None) -> Tree:
+def gradient(problem: hg.Problem, algorithm: hg.Algorithm[Any], params: Tree | None = None) -> Tree:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", hg.errors.HypergradWarning)
         return hg.hypergradient(problem, params or solution(POINT), POINT, algorithm).grads

@@ -169,7 +169,7 @@ def test_hutchinson_jacobi_pays_on_a_nearly_diagonal_matrix() -> None:
     assert counts[0] > 300
     assert counts[1] < 0.3 * counts[0]
     assert counts == sorted(counts, reverse=True)
-    exact = hg.solvers.linear.preconditioners.Jacobi(probes=2000)
+    exact = hg.Jacobi(probes=2000)
     assert iterations(matrix, b, exact) <= 20
 
 
