@@ -13,12 +13,15 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from hypergrad.data import Sampler
 from hypergrad.errors import ObjectiveError, WrappedModuleError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CUDNN_RNN, WEIGHT_NORM = "CudnnRnn", "WeightNormInterface"
 
 _inside = threading.local()
 
@@ -67,30 +70,87 @@ class Draws:
             sampler.load_state_dict(position)
 
 
+class _Checkpointing:
+    """Switches gradient checkpointing off, for all threads while any of them is inside.
+
+    A checkpoint runs its part of the module again in the backward pass, when the tensors that a functional call put
+    in are gone: gradients would belong to the module's own parameters, without a word.
+    """
+
+    module, name = "torch.utils.checkpoint", "_checkpoint_without_reentrant_generator"
+
+    def __init__(self) -> None:
+        self.lock, self.depth, self.original = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.depth += 1
+            module = sys.modules.get(self.module)
+            if self.depth == 1 and module is not None and hasattr(module, self.name):
+                self.original = getattr(module, self.name)
+                setattr(module, self.name, self.transparent)
+
+    def __exit__(self, *failure: object) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0 and self.original is not None:
+                setattr(sys.modules[self.module], self.name, self.original)
+                self.original = None
+
+    @staticmethod
+    def transparent(*_: Any, **__: Any) -> Iterator[None]:
+        """Do nothing around the checkpointed function."""
+        yield
+
+
+whole_graph = _Checkpointing()
+"""A block in which forward passes record their whole graph, without gradient checkpointing."""
+
+
 @contextmanager
-def second_order(device: torch.device, *, cudnn: bool = True) -> Iterator[None]:
+def second_order(device: torch.device, repairs: frozenset[str] = frozenset()) -> Iterator[None]:
     """Run a forward pass whose graph can be differentiated twice, with gradients enabled.
 
     Fused attention has no double backward on any device, so the math kernel is used. Functions compiled with
     ``torch.compile`` lose their curvature without a word, so they run eagerly. Autocast is off: products of
-    half-precision graphs are wrong by several per cent. cuDNN's recurrent kernels have no double backward either;
-    ``cudnn=False`` switches the library off for graphs that hold one. Nested calls cost nothing.
+    half-precision graphs are wrong by several per cent. Nested calls cost nothing.
+
+    Args:
+        device: where the pass runs.
+        repairs: kernels to replace, as :func:`inspect_graph` names them: cuDNN's recurrent ones have no double
+            backward, and the one of torch's fused weight norm is silently wrong.
     """
-    if getattr(_inside, "device", None) == device and cudnn:
+    active = getattr(_inside, "active", None)
+    if active is not None and active[0] == device and repairs <= active[1]:
         with torch.enable_grad():
             yield
         return
     with ExitStack() as stack:
-        stack.callback(setattr, _inside, "device", getattr(_inside, "device", None))
-        _inside.device = device
+        stack.callback(setattr, _inside, "active", active)
+        _inside.active = (device, repairs)
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(whole_graph)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if not cudnn:
+        if CUDNN_RNN in repairs:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if WEIGHT_NORM in repairs:
+            stack.enter_context(_CompositeWeightNorm())
         yield
+
+
+class _CompositeWeightNorm(TorchFunctionMode):
+    """Computes torch's fused weight norm v · g / ‖v‖ from parts whose second derivative is right."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            v, g, *dim = args
+            return v * (g / torch.norm_except_dim(v, 2, dim[0] if dim else (kwargs or {}).get("dim", 0)))
+        return func(*args, **(kwargs or {}))
 
 
 class Pinned:
@@ -141,19 +201,19 @@ class GraphFacts:
     Attributes:
         nodes: every node of the graph.
         leaf_ids: ``id`` of every leaf tensor that the graph reaches.
-        cudnn_rnn: whether a cuDNN recurrent kernel was recorded.
+        repairs: recorded kernels that :func:`second_order` has to replace.
     """
 
     nodes: frozenset[Any]
     leaf_ids: frozenset[int]
-    cudnn_rnn: bool
+    repairs: frozenset[str]
 
     def reaches(self, tensor: Tensor) -> bool:
         """Return whether the graph depends on ``tensor``."""
         return id(tensor) in self.leaf_ids or (tensor.grad_fn is not None and tensor.grad_fn in self.nodes)
 
 
-NOTHING = GraphFacts(frozenset(), frozenset(), cudnn_rnn=False)
+NOTHING = GraphFacts(frozenset(), frozenset(), frozenset())
 
 
 def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: str) -> GraphFacts:
@@ -168,7 +228,7 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
     seen: set[Any] = set(stack)
     ends = {tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None}
     leaf_ids = {id(output) for output in outputs if output.grad_fn is None}
-    cudnn_rnn = False
+    repairs: set[str] = set()
     while stack:
         node = stack.pop()
         if node in ends:
@@ -185,12 +245,12 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
                 "(model._orig_mod for a compiled module)",
             )
         _refuse_once_differentiable(node, name)
-        cudnn_rnn = cudnn_rnn or kind.startswith("CudnnRnn")
+        repairs |= {kernel for kernel in (CUDNN_RNN, WEIGHT_NORM) if kind.startswith(kernel)}
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append(child)
-    return GraphFacts(frozenset(seen), frozenset(leaf_ids), cudnn_rnn)
+    return GraphFacts(frozenset(seen), frozenset(leaf_ids), frozenset(repairs))
 
 
 def _refuse_once_differentiable(node: object, name: str) -> None:

@@ -98,6 +98,7 @@ class Problem:
     _inner: UserFunction = field(init=False, repr=False, compare=False)
     _outer: UserFunction = field(init=False, repr=False, compare=False)
     _penalty: UserFunction | None = field(init=False, repr=False, compare=False)
+    _repairs: set[str] = field(init=False, repr=False, compare=False, default_factory=set)
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -221,7 +222,7 @@ class Problem:
 
     def inner_gradient(self, params: Tree, hparams: Tree, batch: Any = None) -> tuple[Tensor, Tree]:
         """Return g(θ, λ) with its penalty and ∇_θ g; the parameters must require grad."""
-        with torch.enable_grad():
+        with torch.enable_grad(), guards.whole_graph:
             value = self.inner_value(params, hparams, batch)
         return value.detach(), _gradient(value, params, create_graph=False)
 
@@ -253,7 +254,7 @@ class Problem:
             ObjectiveError: f does not depend on the parameters, so there is nothing to differentiate through.
         """
         params, hparams = leaves(params), attached(hparams)
-        with torch.enable_grad():
+        with torch.enable_grad(), guards.whole_graph:
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
         inputs = params | {f"hparams.{key}": tensor for key, tensor in hparams.items()}
         slopes = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)  # unused: a zero derivative
@@ -284,7 +285,7 @@ class Problem:
         if create_graph:
             data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
         else:
-            with torch.enable_grad():
+            with torch.enable_grad(), guards.whole_graph:
                 data, penalty = self._evaluated(params, hparams, batch)
         if isinstance(data, dict):
             return data if create_graph else detached(data)
@@ -348,17 +349,18 @@ class Problem:
         self, params: Tree, hparams: Tree, batch: Any, *, inspect: bool = True
     ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
         """Evaluate with a graph that can be differentiated twice, and check that graph."""
-        if not inspect:
-            with guards.second_order(device_of(params)):
-                return *self._evaluated(params, hparams, batch), guards.NOTHING
         device = device_of(params)
-        for cudnn in (True, False):
-            with guards.second_order(device, cudnn=cudnn):
-                data, penalty = self._evaluated(params, hparams, batch)
-            outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
-            facts = guards.inspect_graph(outputs, params.values(), name=self._inner.name)
-            if not facts.cudnn_rnn:
-                break
+        draws = guards.Draws.capture(device)
+        with guards.second_order(device, frozenset(self._repairs)):
+            data, penalty = self._evaluated(params, hparams, batch)
+        if not inspect:
+            return data, penalty, guards.NOTHING
+        outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
+        facts = guards.inspect_graph(outputs, params.values(), name=self._inner.name)
+        if not facts.repairs <= self._repairs:
+            self._repairs.update(facts.repairs)
+            draws.restore()
+            return self._recorded(params, hparams, batch)
         _check_reached(params, facts)
         return data, penalty, facts
 

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from hypergrad.errors import ObjectiveError
 from hypergrad.tree import Layout, Tree
 from hypergrad.tree import dot as tree_dot
 from hypergrad.tree import norm as tree_norm
@@ -220,12 +221,21 @@ def _pull(ends: list[Pair], inputs: Tree) -> list[Tensor | None]:
     """
     if not ends:
         return [None] * len(inputs)
-    return list(
-        torch.autograd.grad(
+    try:
+        pulled = torch.autograd.grad(
             [end for end, _ in ends],
             list(inputs.values()),
             [cotangent for _, cotangent in ends],
             retain_graph=True,
             allow_unused=True,
         )
-    )
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise ObjectiveError(
+            passed=f"an inner problem with an operation that has no second derivative ({error})",
+            expected="operations that torch can differentiate twice",
+            do="write that operation with others (torch.cdist as a difference and a norm, an embedding bag as an "
+            "embedding and a sum), or use hypergrad.ZerothOrder, which needs no derivative",
+        ) from error
+    return list(pulled)

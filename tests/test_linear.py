@@ -247,13 +247,18 @@ def test_neumann_finds_a_step_that_converges() -> None:
         again = hg.Neumann(30).solve(operator(a), b, memory=result.memory)
         assert again.products == 31, "the power iteration goes on from where it was"
         assert again.status is hg.Status.TRUNCATED
+        assert not (result.negative_curvature or again.negative_curvature)
 
 
 def test_neumann_notices_divergence_before_it_overflows() -> None:
     a, b = matrix(40, 50.0), torch.ones(40, dtype=torch.float64)
-    assert hg.Neumann(10, step=2.2 / 50).solve(operator(a), b).status is hg.Status.DIVERGED
+    growing = hg.Neumann(10, step=2.2 / 50).solve(operator(a), b)
+    assert growing.negative_curvature
+    assert growing.residual > 0.2
+    assert hg.Neumann(40, step=2.2 / 50).solve(operator(a), b).status is hg.Status.DIVERGED
     assert hg.Neumann(5000, step=1.0).solve(operator(a), b).status is hg.Status.DIVERGED
-    assert hg.Neumann(40).solve(operator(matrix(40, 50.0, kind="indefinite")), b).status is hg.Status.DIVERGED
+    indefinite = hg.Neumann(10).solve(operator(matrix(40, 50.0, kind="indefinite")), b)
+    assert indefinite.negative_curvature
 
 
 def test_top_curvature_is_good_enough_for_a_step() -> None:

@@ -213,8 +213,9 @@ class Implicit(Algorithm[ImplicitState]):
             )
         if solution.negative_curvature and self.linear.needs_definite:
             notes["curvature"] = (
-                "the inner Hessian is not positive definite here, so this point is no strict minimum; train longer, "
-                "add damping=, or use hypergrad.MINRES, which does not need definiteness"
+                "the inner Hessian is not positive definite here, so this point is no strict minimum (or the step of a "
+                "Neumann series is too long); train longer, add damping=, or use hypergrad.MINRES, which does not need "
+                "definiteness"
             )
         if solution.status is Status.MAX_STEPS:
             notes["convergence"] = (

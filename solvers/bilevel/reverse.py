@@ -83,25 +83,26 @@ class AdjointWindow:
         end = self.problem.draws(self.device)
         self.total: dict[str, Tensor | None] = dict.fromkeys(self.hparams)
         slots = {name: tree.zeros_like(slot) for name, slot in self.last.slots.items()}
-        adjoint: tuple[Tree, Slots] = (cotangents, slots)
+        self.adjoint: tuple[Tree, Slots] = (cotangents, slots)
         ends = [*self.starts[1:], self.settings.length]
         with guards.second_order(self.device):
             for lo, hi in reversed(list(zip(self.starts, ends, strict=True))):
-                adjoint = self._sweep(lo, hi, self.snapshots.pop(), adjoint)
+                self._sweep(lo, hi, self.snapshots.pop())
         if self.problem.initial is not None and self.settings.initial:
             first = self.problem.start(self.hparams, self.entry.params)
-            self._collect(list(first.values()), list(adjoint[0].values()))
+            self._collect(list(first.values()), list(self.adjoint[0].values()))
         end.restore()
         return self.total
 
-    def _sweep(self, lo: int, hi: int, snapshot: _Snapshot, adjoint: tuple[Tree, Slots]) -> tuple[Tree, Slots]:
+    def _sweep(self, lo: int, hi: int, snapshot: _Snapshot) -> None:
+        """Pull the adjoint back from step ``hi`` to step ``lo``; it is held once, not in every frame."""
         if hi - lo == 1:
-            return self._adjoint_step(snapshot, adjoint)
+            self._adjoint_step(snapshot)
+            return
         starts = cuts(lo, hi, below(self.settings.keep))
         snapshots, _ = self._advance(snapshot, lo, starts, starts[-1])
         for start, end in reversed(list(zip(starts, [*starts[1:], hi], strict=True))):
-            adjoint = self._sweep(start, end, snapshots.pop(), adjoint)
-        return adjoint
+            self._sweep(start, end, snapshots.pop())
 
     def _advance(self, snapshot: _Snapshot, lo: int, starts: list[int], hi: int) -> tuple[list[_Snapshot], _Snapshot]:
         """Run from ``lo`` to ``hi`` and return snapshots at ``starts`` and at the end."""
@@ -115,7 +116,7 @@ class AdjointWindow:
             kept.append(_Snapshot(iterate, self.problem.draws(self.device)))
         return kept[:-1], kept[-1]
 
-    def _adjoint_step(self, snapshot: _Snapshot, adjoint: tuple[Tree, Slots]) -> tuple[Tree, Slots]:
+    def _adjoint_step(self, snapshot: _Snapshot) -> None:
         snapshot.draws.restore()
         before = snapshot.iterate
         params = tree.leaves(before.params)
@@ -130,14 +131,14 @@ class AdjointWindow:
         self.inspected = True
         self.gradients += 1
         outputs = [*after.params.values(), *(t for slot in after.slots.values() for t in slot.values())]
-        weights = [*adjoint[0].values(), *(t for slot in adjoint[1].values() for t in slot.values())]
+        weights = [*self.adjoint[0].values(), *(t for slot in self.adjoint[1].values() for t in slot.values())]
         inputs = params | {f"{name}/{key}": t for name, slot in slots.items() for key, t in slot.items()}
         pulled = self._collect(outputs, weights, list(inputs.values()))
         found = {
             key: torch.zeros_like(value, requires_grad=False) if p is None else p
             for (key, value), p in zip(inputs.items(), pulled, strict=True)
         }
-        return (
+        self.adjoint = (
             {key: found[key] for key in params},
             {name: {key: found[f"{name}/{key}"] for key in slot} for name, slot in slots.items()},
         )

@@ -33,8 +33,9 @@ class Neumann(LinearSolver):
             renewed at every solve from where the last one ended.
         power_steps: products of the first estimate of λ, at least 1; later solves of one run use one product.
 
-    Status is ``truncated`` when the series behaved, ``diverged`` when ‖c_j‖ grew: α is too long or A is indefinite.
-    The residual reported is ‖c_k‖/‖b‖, that of the series with one term less and an upper bound of the true one.
+    Where ‖c_j‖ grows, α is too long or A is indefinite: the result's ``negative_curvature`` is set, and beyond ten
+    times ‖b‖ the status is ``diverged``. The residual reported is ‖c_k‖/‖b‖, that of the series with one term less
+    and an upper bound of the true one.
 
     Cost: k products; without ``step``, ``power_steps`` more at the first solve and 1 more at each later one.
 
@@ -81,8 +82,9 @@ class Neumann(LinearSolver):
         noise = 100 * torch.finfo(x.dtype).eps * total
         return LinearResult(
             value=x.mul_(step),
-            status=_status(lengths_seen, noise, operator.symmetric),
+            status=_status(lengths_seen),
             residual=lengths_seen[-1] / lengths_seen[0],
+            negative_curvature=_grows(lengths_seen, noise, operator.symmetric),
             products=operator.products - made,
             memory=memory,
         )
@@ -96,11 +98,16 @@ class Neumann(LinearSolver):
         return 1 / curvature if curvature > 0 else 1.0, {"top_vector": vector}
 
 
-def _status(lengths: list[float], noise: float, symmetric: bool) -> Status:
-    """Judge by the lengths of the first and the last two terms, those below ``noise`` being rounding errors."""
+def _status(lengths: list[float]) -> Status:
+    """Judge by the lengths of the first and the last two terms."""
     start, last = lengths[0], lengths[-1]
-    if not math.isfinite(last):
-        return Status.DIVERGED if math.isfinite(start) else Status.NON_FINITE
+    if not math.isfinite(start):
+        return Status.NON_FINITE
+    return Status.TRUNCATED if last <= 10 * start else Status.DIVERGED
+
+
+def _grows(lengths: list[float], noise: float, symmetric: bool) -> bool:
+    """Return whether the terms grow; those below ``noise`` are rounding errors."""
     # on a symmetric matrix every term of a convergent series is shorter than the one before
-    limit = min(lengths[:-1]) if symmetric and len(lengths) > 1 else start
-    return Status.DIVERGED if last > max(limit * (1 + 1e-6), noise) else Status.TRUNCATED
+    limit = min(lengths[:-1]) if symmetric and len(lengths) > 1 else lengths[0]
+    return not lengths[-1] <= max(limit * (1 + 1e-6), noise)
