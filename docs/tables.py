@@ -1,0 +1,135 @@
+"""The tables of ``algorithms.md``, made from the classes themselves.
+
+Importable without Sphinx, so that a test can look for missing rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hypergrad as hg
+from hypergrad.inner import UpdateRule
+
+Row = list[str]
+
+
+def public(base: type) -> list[type]:
+    """Return the public concrete classes of ``hypergrad`` under an interface, by name."""
+    found = {
+        value
+        for value in vars(hg).values()
+        if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+    }
+    return sorted(found, key=lambda kind: kind.__name__.lower())
+
+
+def summary(kind: type) -> str:
+    """Return the first paragraph of a class docstring on one line."""
+    return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+
+
+def paragraph(kind: type, name: str) -> str:
+    """Return the paragraph of a class docstring that begins with ``name:``, without that word."""
+    for text in (inspect.getdoc(kind) or "").split("\n\n"):
+        if text.startswith(f"{name}: "):
+            return " ".join(text.removeprefix(f"{name}: ").split())
+    return ""
+
+
+def trait(kind: type, name: str) -> str:
+    """Return a trait: a class attribute's value, or for a property what its docstring says it depends on."""
+    value = inspect.getattr_static(kind, name)
+    if isinstance(value, property):
+        text = (value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        condition = text.removeprefix("Whether ")
+        return "no" if condition.endswith(": never") else f"if {condition}"
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def cell(text: str) -> str:
+    """Return text for a cell of a MyST table: roles and literals as code, everything else as it is read."""
+    parts = re.split(r"(:[a-z:]+:`[^`]*`|``[^`]*``)", text)
+    for place, part in enumerate(parts):
+        if place % 2:
+            name = part.strip("`").rpartition("`")[2].rpartition("~")[2]
+            parts[place] = f"`{name.rpartition('.')[2] if '~' in part else name}`".replace("|", "\\|")
+        else:
+            parts[place] = re.sub(r"([\\|*_<>\[\]#$])", r"\\\1", part)
+    return "".join(parts)
+
+
+def link(kind: type) -> str:
+    """Return a reference to the class in ``api.md``."""
+    return "{py:class}`~hypergrad." + kind.__name__ + "`"
+
+
+def table(header: Row, rows: Iterable[Row]) -> str:
+    """Return a MyST table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def rows(base: type, columns: dict[str, Callable[[Any], str]]) -> str:
+    """Return the table of an interface: name, the columns, and what the class is."""
+    header = ["name", *columns, "what it is"]
+    return table(
+        header,
+        [[link(kind), *(cell(read(kind)) for read in columns.values()), cell(summary(kind))] for kind in public(base)],
+    )
+
+
+def attribute(name: str) -> Callable[[type], str]:
+    """Return a column that reads a trait."""
+    return lambda kind: trait(kind, name)
+
+
+def bilevel() -> str:
+    """Return the table of bilevel algorithms."""
+    return rows(hg.Algorithm, {name: attribute(name) for name in ("exact", "stochastic", "order", "cost", "needs")})
+
+
+def inner() -> str:
+    """Return the table of inner solvers."""
+    return rows(
+        hg.InnerSolver,
+        {
+            "differentiable": lambda kind: "yes" if issubclass(kind, UpdateRule) else "no",
+            "tunable settings": lambda kind: ", ".join(getattr(kind, "tuned", ())) or "none",
+            "cost": lambda kind: paragraph(kind, "Cost"),
+        },
+    )
+
+
+def linear() -> str:
+    """Return the table of linear solvers."""
+    return rows(
+        hg.LinearSolver,
+        {
+            "exact": attribute("exact"),
+            "needs symmetric": attribute("needs_symmetric"),
+            "needs definite": attribute("needs_definite"),
+            "warm start": attribute("uses_start"),
+            "products": attribute("cost"),
+        },
+    )
+
+
+def preconditioners() -> str:
+    """Return the table of preconditioners."""
+    return rows(hg.Preconditioner, {"cost": lambda kind: paragraph(kind, "Cost")})
+
+
+TABLES = {"bilevel": bilevel, "inner": inner, "linear": linear, "preconditioners": preconditioners}
+
+
+def write(folder: Path) -> None:
+    """Write every table to ``folder/name.md``, leaving files that have not changed alone."""
+    folder.mkdir(exist_ok=True)
+    for name, make in TABLES.items():
+        path, text = folder / f"{name}.md", make()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
