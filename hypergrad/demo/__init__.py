@@ -1,0 +1,3 @@
+"""The demo: data hyper-cleaning, one weight for each training example."""
+
+from hypergrad.demo.experiment import run as run
