@@ -210,7 +210,7 @@ def train(model: str, examples: Examples, weights: Tensor, seed: int) -> Tree:
 
     def inner(params: Tree, hparams: Tree) -> Tensor:
         losses = cross_entropy(class_scores(params, examples.images), examples.labels, reduction="none")
-        return torch.dot(hparams["weights"], losses) / 2000
+        return torch.dot(hparams["weights"], losses) / hparams["weights"].sum()
 
     problem = hg.Problem(inner, inner, penalty=penalty)
     return FINAL_TRAINING.run(problem, initial_params(model, seed), {"weights": weights}).params
