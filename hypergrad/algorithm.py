@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from hypergrad import tree
+from hypergrad import guards, tree
 from hypergrad.errors import (
     ConvergenceWarning,
     CurvatureWarning,
     HypergradWarning,
+    InputError,
     NonFiniteError,
     ReachWarning,
     StationarityWarning,
@@ -184,6 +185,17 @@ class Algorithm(ABC, Generic[S]):
         """Return the passes that a first step claims: exactly these, or at most where a tolerance can end it."""
 
 
+def check_algorithm(algorithm: object) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for what is no algorithm."""
+    if not isinstance(algorithm, Algorithm):
+        raise InputError(
+            passed=f"algorithm={algorithm!r}",
+            expected="an algorithm, which gives hypergradients: Implicit, Unrolled, ForwardMode, ZerothOrder",
+            do="give a linear solver to one as hypergrad.Implicit(linear), an inner solver as "
+            "hypergrad.Implicit(inner=solver), and make an object of a class: hypergrad.Implicit()",
+        )
+
+
 class Stopwatch:
     """Wall time and peak memory of one step."""
 
@@ -227,7 +239,10 @@ class _Replay(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.algorithm, ctx.problem, ctx.state, ctx.names, ctx.keys = algorithm, problem, state, names, keys
         ctx.save_for_backward(*values)
-        trained = algorithm.response(problem, state, dict(zip(names, values, strict=True)))
+        device = tree.device_of(state.params)
+        ctx.draws = problem.draws(device)
+        with guards.pinned_rng(device):
+            trained = algorithm.response(problem, state, dict(zip(names, values, strict=True)))
         return tuple(trained[key].detach().clone() for key in keys)
 
     @staticmethod
@@ -235,8 +250,9 @@ class _Replay(torch.autograd.Function):
         refuse_second_order()
         weights = dict(zip(ctx.keys, cotangents, strict=True))
         hparams = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        linear = ctx.problem.with_outer(lambda params, _: tree.dot(params, weights))
-        hypergradient, _ = ctx.algorithm.step(linear, ctx.state, hparams)
+        linear = dataclasses.replace(ctx.problem, outer=lambda params, _: tree.dot(params, weights), outer_data=None)
+        with guards.again(ctx.draws):
+            hypergradient, _ = ctx.algorithm.step(linear, ctx.state, hparams)
         return (None, None, None, None, None, *(hypergradient.grads[name] for name in ctx.names))
 
 

@@ -15,8 +15,8 @@ import torch
 
 from hypergrad import tree
 from hypergrad.errors import InputError
-from hypergrad.linear import check_positive
 from hypergrad.run import Progress, Run
+from hypergrad.settings import check_counts, check_numbers
 from hypergrad.tree import Tree
 
 
@@ -44,8 +44,8 @@ class ProgressBar(Callback):
 
     def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
         """Keep the settings."""
-        check_positive("ProgressBar", interval=interval)
         self.stream, self.interval = stream or sys.stderr, interval
+        check_numbers(self, "interval", above=0)
         self._steps = self._first = 0
         self._began = self._shown = 0.0
 
@@ -153,10 +153,9 @@ class EarlyStopping(Callback):
         self, patience: int = 10, min_delta: float = 0.0, monitor: Callable[[Progress], float] | None = None
     ) -> None:
         """Keep the settings."""
-        check_positive("EarlyStopping", patience=patience)
-        if not min_delta >= 0:
-            raise InputError(f"EarlyStopping(min_delta={min_delta})", "min_delta >= 0", "leave min_delta out")
         self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
+        check_counts(self, "patience")
+        check_numbers(self, "min_delta", least=0)
         self.best: tuple[float, int, Tree, Tree] | None = None
 
     def start(self, run: Run, steps: int) -> None:
@@ -188,8 +187,8 @@ class Checkpoint(Callback):
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 1) -> None:
         """Keep the settings."""
-        check_positive("Checkpoint", every=every)
         self.path, self.every = Path(directory) / "checkpoint.pt", every
+        check_counts(self, "every")
         self._saved = -1
 
     def start(self, run: Run, steps: int) -> None:

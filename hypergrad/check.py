@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, Hypergradient
+from hypergrad.algorithm import Algorithm, Hypergradient, check_algorithm
 from hypergrad.errors import InputError, NumericalError
 from hypergrad.inner import InnerSolver
-from hypergrad.linear import check_positive
 from hypergrad.problem import Problem
+from hypergrad.settings import check_count, check_number
 from hypergrad.solvers.bilevel.implicit import Implicit
 from hypergrad.solvers.inner.lbfgs import LBFGS
 from hypergrad.tree import Tree
@@ -136,7 +136,9 @@ def check(
         >>> hg.check(problem, *start, hg.Implicit(hg.CG(), inner=hg.Newton()), verbose=False).verdict
         'agrees'
     """
-    check_positive("check", directions=directions, tolerance=tolerance)
+    check_count("check", "directions", directions)
+    check_number("check", "tolerance", tolerance, above=0)
+    check_algorithm(algorithm)
     params, hparams = problem.check_inputs(params, hparams)
     runs = _Runs(problem, params, hparams, algorithm, resolve, seed)
     steps = steps or _default_steps(hparams)

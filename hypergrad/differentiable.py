@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm
+from hypergrad.algorithm import Algorithm, check_algorithm
 from hypergrad.errors import InputError
 from hypergrad.linear import LinearSolver
 from hypergrad.problem import Objective, Problem
@@ -110,6 +110,7 @@ def solve(
         >>> x.grad
         tensor([6.])
     """
+    check_algorithm(algorithm)
     if isinstance(algorithm, Implicit) and algorithm.inner is None:
         raise InputError(
             passed=f"{algorithm!r}",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import InputError
+from hypergrad.settings import check_numbers
 
 
 @runtime_checkable
@@ -62,8 +63,7 @@ class Positive:
 
     def __post_init__(self) -> None:
         """Refuse a negative floor."""
-        if not self.floor >= 0:
-            raise InputError(f"Positive(floor={self.floor})", "a floor of at least 0", "use Box(low, high) instead")
+        check_numbers(self, "floor", least=0)
 
     def project(self, value: Tensor) -> Tensor:
         """Raise every entry to the floor."""
@@ -97,8 +97,7 @@ class Simplex:
 
     def __post_init__(self) -> None:
         """Refuse an empty simplex."""
-        if not self.total > 0:
-            raise InputError(f"Simplex(total={self.total})", "a positive total", "pass the sum the entries shall have")
+        check_numbers(self, "total", above=0)
 
     def project(self, value: Tensor) -> Tensor:
         """Subtract the one threshold after which the positive parts sum to ``total`` (by sorting, O(n log n))."""
@@ -122,8 +121,7 @@ class Ball:
 
     def __post_init__(self) -> None:
         """Refuse an empty ball."""
-        if not self.radius > 0:
-            raise InputError(f"Ball(radius={self.radius})", "a positive radius", "pass the largest norm allowed")
+        check_numbers(self, "radius", above=0)
 
     def project(self, value: Tensor) -> Tensor:
         """Shrink the tensor towards 0 when it lies outside."""

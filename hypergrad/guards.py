@@ -178,6 +178,17 @@ class Pinned:
         self._stack.close()
 
 
+@contextmanager
+def again(draws: Draws) -> Iterator[None]:
+    """A block that sees the random numbers and batches from ``draws`` on, and leaves both where they are now."""
+    now = Draws.capture(draws.device, *(sampler for sampler, _ in draws.samplers))
+    draws.restore()
+    try:
+        yield
+    finally:
+        now.restore()
+
+
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that ``torch.compile`` runs eagerly, without importing the compiler where it is not used."""
     disabled: list[Any] = []

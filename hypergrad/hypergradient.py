@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Hypergradient
+from hypergrad.algorithm import Algorithm, Hypergradient, check_algorithm
 from hypergrad.problem import Problem
 
 
@@ -55,6 +55,7 @@ def hypergradient(
         >>> result.grads["x"], str(result.report.status)
         (tensor([-0.1250]), 'converged')
     """
+    check_algorithm(algorithm)
     if batch is not None or outer_batch is not None:
         problem = problem.with_batches(batch, outer_batch)
     hparams = tree.check_tree("hparams", hparams)

@@ -11,12 +11,13 @@ from typing import ClassVar, Protocol, final
 import torch
 from torch import Tensor
 
-from hypergrad import tree
+from hypergrad import guards, tree
 from hypergrad.algorithm import Cost, check_finite
 from hypergrad.errors import InputError
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.objective import count_arguments
 from hypergrad.problem import Problem
+from hypergrad.settings import check_counts, check_number, check_numbers
 from hypergrad.tree import Tree
 
 Slots = dict[str, Tree]
@@ -72,6 +73,17 @@ class Schedule(Protocol):
 
 
 Setting = float | Tuned | Schedule
+
+
+def check_settings(
+    rule: UpdateRule, *names: str, above: float | None = None, least: float | None = None, below: float | None = None
+) -> None:
+    """Check the settings of a rule under construction that are numbers; what is read at each step is not known yet."""
+    do = "pass a number in range, a function of the step, or hypergrad.Tuned to read it from the hyperparameters"
+    for name in names:
+        value = getattr(rule, name)
+        if not callable(value):
+            check_number(type(rule).__name__, name, value, above=above, least=least, below=below, do=do)
 
 
 def resolve(setting: Setting, hparams: Tree, step: int) -> float | Tensor:
@@ -151,13 +163,8 @@ class UpdateRule(InnerSolver):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive(type(self).__name__, steps=self.steps)
-        if self.tolerance < 0:
-            raise InputError(
-                passed=f"{type(self).__name__}(tolerance={self.tolerance})",
-                expected="tolerance >= 0, a norm of the inner gradient",
-                do="leave tolerance out to run all steps",
-            )
+        check_counts(self, "steps")
+        check_numbers(self, "tolerance", least=0)
 
     @abstractmethod
     def start(self, params: Tree) -> Slots:
@@ -204,12 +211,29 @@ class UpdateRule(InnerSolver):
         draws, first, hparams = problem.draws(tree.device_of(iterate.params)), iterate, tree.detached(hparams)
         for _ in range(steps):
             iterate = self.advance(problem, iterate, hparams)
-        if tree.first_non_finite(iterate.params) is not None:
-            draws.restore()
-            for _ in range(steps):
-                first = self.advance(problem, first, hparams)
-                check_finite("params", first.params, when=f"after step {first.step} of training")
+        self.check_end(problem, draws, first, iterate, hparams)
         return iterate
+
+    @final
+    def check_end(self, problem: Problem, draws: guards.Draws, first: Iterate, last: Iterate, hparams: Tree) -> None:
+        """Raise if training ended in NaN or infinity, after repeating it to find the step and the tensor.
+
+        Args:
+            problem: the problem.
+            draws: where the random numbers and batches stood at ``first``.
+            first: where training started.
+            last: where it ended.
+            hparams: λ, detached.
+
+        Raises:
+            NonFiniteError: what went wrong where.
+        """
+        if tree.first_non_finite(last.params) is None:
+            return
+        draws.restore()
+        while first.step < last.step:
+            first = self.advance(problem, first, hparams)
+            check_finite("params", first.params, when=f"after step {first.step} of training")
 
     @final
     def run(self, problem: Problem, params: Tree, hparams: Tree) -> InnerResult:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from hypergrad.errors import InputError, UnsupportedError
+from hypergrad.errors import UnsupportedError
 from hypergrad.stationarity import Stationarity, rescale
 from hypergrad.tree import Layout
 
@@ -262,7 +262,7 @@ class LinearSolver(ABC):
 
     @final
     def solve_flat(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
-        """Solve for flat vectors without copying them: ``b`` and ``x0`` may be overwritten.
+        """Solve for flat vectors without copying them: ``x0`` may be overwritten.
 
         Raises:
             UnsupportedError: A is not symmetric and the solver needs symmetry.
@@ -283,16 +283,7 @@ class LinearSolver(ABC):
 
     @abstractmethod
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
-        """Solve for a flat, nonzero ``b``; both ``b`` and ``x0`` may be overwritten, ``memory`` may not."""
-
-
-def check_positive(owner: str, **numbers: float | int | None) -> None:
-    """Raise :class:`~hypergrad.errors.InputError` for a number that is given and not above 0."""
-    for name, number in numbers.items():
-        if number is not None and not number > 0:
-            raise InputError(
-                passed=f"{owner}({name}={number!r})", expected=f"{name} > 0", do=f"leave {name} out for the default"
-            )
+        """Solve for a flat, nonzero ``b``; ``x0`` may be overwritten, ``b`` and ``memory`` may not."""
 
 
 def check_period(asked: int | None, b: Tensor) -> int:

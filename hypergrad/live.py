@@ -168,6 +168,12 @@ class _Frame(nn.Module):
 
 
 def _hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:
+    if isinstance(hparams, Tensor):
+        raise TreeError(
+            passed="hparams of type Tensor",
+            expected="a module, a mapping from names to tensors, or a list of tensors",
+            do="pass a list: [hparams]",
+        )
     if isinstance(hparams, nn.Module):
         named: dict[str, Tensor] = {key: value for key, value in hparams.named_parameters() if value.requires_grad}
     elif isinstance(hparams, Mapping):

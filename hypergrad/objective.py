@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import InputError, ObjectiveError
-from hypergrad.tree import NamedTree, Tree, check_keys
+from hypergrad.tree import NamedTree, Tree, check_like
 
 
 @final
@@ -67,21 +67,13 @@ class UserFunction:
         return value.reshape(())
 
     def tree(self, params: Tree, hparams: Tree, batch: Any) -> Tree:
-        """Return the function's value as a tree with the keys of ``params``.
+        """Return the function's value as a tree with the keys, shapes, dtype and device of ``params``.
 
         Raises:
             InputError: not a mapping.
-            TreeError: other keys.
+            TreeError: other keys, shapes, dtypes or devices, or a value that is no tensor.
         """
-        value = self(params, hparams, batch)
-        if not isinstance(value, Mapping):
-            raise InputError(
-                passed=f"{self.name}, which returned {type(value).__name__}",
-                expected=f"a dict of tensors with the keys {list(params)}",
-                do=f"return one tensor for each tensor of params from {self.name}",
-            )
-        check_keys(f"the value of {self.name}", value, params)
-        return {key: value[key] for key in params}
+        return check_like(self.name, self(params, hparams, batch), params)
 
 
 def count_arguments(function: Callable[..., Any], choices: tuple[int, ...]) -> int | None:
@@ -97,6 +89,17 @@ def count_arguments(function: Callable[..., Any], choices: tuple[int, ...]) -> i
             continue
         return count
     return None
+
+
+def check_initial(function: Callable[..., Any]) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for what is no function of the hyperparameters."""
+    if not callable(function) or count_arguments(function, (1,)) is None:
+        found = f" with the signature {inspect.signature(function)}" if callable(function) else f"={function!r}"
+        raise InputError(
+            passed=f"initial{found}",
+            expected="a function of (hparams) that returns the parameters that training starts at",
+            do="pass initial=lambda hparams: ...; bind everything else with functools.partial or a closure",
+        )
 
 
 def _takes_batch(name: str, function: Callable[..., Any]) -> bool:

@@ -14,8 +14,8 @@ from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Cost, Hypergradient
 from hypergrad.domains import Box, Positive, UnitInterval
 from hypergrad.errors import InputError
-from hypergrad.linear import check_positive
 from hypergrad.problem import Problem
+from hypergrad.settings import check_counts, check_function, check_numbers
 from hypergrad.tree import Layout, Tree
 
 
@@ -123,9 +123,13 @@ class Torch(OuterMove):
         **options: Any,
     ) -> None:
         """Keep the settings."""
-        check_positive("Torch", clip=clip)
         self.optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
         self.groups, self.options = dict(groups or {}), options
+        check_function(
+            self, "optimizer", "a class of torch.optim", "pass the class and its options: Torch(SGD, lr=0.1)"
+        )
+        check_function(self, "scheduler", "optimizer -> scheduler", "leave scheduler out for none")
+        check_numbers(self, "clip", above=0)
 
     def __repr__(self) -> str:
         """Return the optimizer's name and options."""
@@ -134,8 +138,7 @@ class Torch(OuterMove):
 
     def init(self, hparams: Tree, problem: Problem) -> _TorchState:
         """Build the optimizer on copies of the hyperparameters."""
-        if self.groups:
-            tree.check_keys("groups", {*hparams, *self.groups}, hparams)
+        tree.check_names("groups", self.groups, hparams)
         tensors = {key: value.requires_grad_() for key, value in tree.cloned(hparams).items()}
         groups: list[dict[str, Any]] = [{"params": [t for key, t in tensors.items() if key not in self.groups]}]
         groups += [{"params": [tensors[key]], **options} for key, options in self.groups.items()]
@@ -214,13 +217,20 @@ class LBFGSB(OuterMove):
 
     def __post_init__(self) -> None:
         """Refuse empty budgets."""
-        check_positive("LBFGSB", iterations=self.iterations, memory=self.memory)
+        check_counts(self, "iterations", "memory")
+        check_numbers(self, "gtol", "ftol", least=0)
 
     def init(self, hparams: Tree, problem: Problem) -> _NoState:
         """Check the bounds."""
-        tree.check_keys("bounds", {*hparams, *self.bounds}, hparams)
+        tree.check_names("bounds", self.bounds, hparams)
         for key in hparams:
-            self._bound(key, problem)
+            low, high = self._bound(key, problem)
+            if low is not None and high is not None and not low <= high:
+                raise InputError(
+                    passed=f"bounds for {key!r}: {(low, high)}",
+                    expected="(low, high) with low <= high",
+                    do="swap the two ends",
+                )
         return _NoState()
 
     def update(self, oracle: Oracle, hparams: Tree, state: _NoState) -> Tree:

@@ -13,19 +13,18 @@ from torch import Tensor
 from hypergrad import guards
 from hypergrad.data import Fixed, Sampler
 from hypergrad.domains import Domain
-from hypergrad.errors import InputError, ObjectiveError, UnreachedError, UnsupportedError
-from hypergrad.objective import UserFunction
+from hypergrad.errors import InputError, ObjectiveError
+from hypergrad.inner_problem import InnerProblem
+from hypergrad.objective import UserFunction, check_initial
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import (
-    Layout,
     NamedTree,
     Tree,
     attached,
-    check_keys,
+    check_like,
+    check_names,
     check_same_kind,
-    check_shapes,
     check_tree,
-    detached,
     device_of,
     leaves,
 )
@@ -76,8 +75,8 @@ class Problem:
         hparams_domain: sets that named hyperparameters are projected onto by every outer move.
 
     Raises:
-        InputError: neither or both of ``inner`` and ``condition``; an objective that takes another number of
-            arguments; a penalty without ``inner``.
+        InputError: neither or both of ``inner`` and ``condition``; a function that takes another number of arguments;
+            a penalty without ``inner``; a domain that cannot project.
 
     Example:
         >>> import torch, hypergrad as hg
@@ -95,10 +94,8 @@ class Problem:
     initial: Callable[[Tree], Mapping[str, Tensor]] | None = None
     condition: Condition | None = None
     hparams_domain: Mapping[str, Domain] = field(default_factory=dict)
-    _inner: UserFunction = field(init=False, repr=False, compare=False)
+    _inner: InnerProblem = field(init=False, repr=False, compare=False)
     _outer: UserFunction = field(init=False, repr=False, compare=False)
-    _penalty: UserFunction | None = field(init=False, repr=False, compare=False)
-    _repairs: set[str] = field(init=False, repr=False, compare=False, default_factory=set)
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -112,13 +109,13 @@ class Problem:
             raise InputError("penalty without inner", "a penalty is added to inner", "put it into the condition")
         name, function = ("inner", self.inner) if self.condition is None else ("condition", self.condition)
         assert function is not None
-        parts = {
-            "_inner": UserFunction(name, function),
-            "_outer": UserFunction("outer", self.outer),
-            "_penalty": None if self.penalty is None else UserFunction("penalty", self.penalty),
-        }
-        for attribute, part in parts.items():
-            object.__setattr__(self, attribute, part)
+        penalty = None if self.penalty is None else UserFunction("penalty", self.penalty)
+        inner = InnerProblem(UserFunction(name, function), root=self.inner is None, penalty=penalty)
+        object.__setattr__(self, "_inner", inner)
+        object.__setattr__(self, "_outer", UserFunction("outer", self.outer))
+        if self.initial is not None:
+            check_initial(self.initial)
+        _check_domains(self.hparams_domain)
 
     @classmethod
     def fixed_point(cls, map: Condition, outer: Objective, **options: Any) -> Problem:
@@ -167,7 +164,7 @@ class Problem:
         return cls(inner=lagrangian, outer=outer, **options)
 
     def with_outer(self, outer: Objective) -> Problem:
-        """Return the same problem with another outer objective."""
+        """Return the same problem with another outer objective, on the same outer batches."""
         return dataclasses.replace(self, outer=outer)
 
     def with_batches(self, inner: Any = None, outer: Any = None) -> Problem:
@@ -195,45 +192,47 @@ class Problem:
         """Return both trees as plain dicts after checking them and the penalty; nothing is changed.
 
         Raises:
-            TreeError: keys, types, dtypes or devices that do not fit.
+            TreeError: keys, types, dtypes or devices that do not fit, or a domain of an unknown hyperparameter.
             ObjectiveError: a penalty that is not elementwise.
         """
         params, hparams = check_tree("params", params), check_tree("hparams", hparams)
         check_same_kind(params, hparams)
-        if self._penalty is not None:
-            self._check_elementwise(self._penalty, params, hparams)
+        check_names("hparams_domain", self.hparams_domain, hparams)
+        self._inner.check_penalty(params, hparams)
         return params, hparams
 
-    def inner_value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
-        """Return g(θ, λ) with its penalty, a differentiable scalar.
-
-        Raises:
-            UnsupportedError: a root or fixed point, which has no objective.
-            ObjectiveError: not a scalar, or not differentiable.
-        """
-        value, penalty = self._evaluated(params, hparams, batch)
-        if isinstance(value, dict):
-            raise UnsupportedError(
-                passed="a root or fixed point",
-                expected="an inner objective, whose value a line search compares",
-                do="use hypergrad.GradientDescent(lr=1.0), which iterates the map, or hypergrad.Newton",
-            )
-        return value if penalty is None else value + penalty
-
-    def inner_gradient(self, params: Tree, hparams: Tree, batch: Any = None) -> tuple[Tensor, Tree]:
-        """Return g(θ, λ) with its penalty and ∇_θ g; the parameters must require grad."""
-        with torch.enable_grad(), guards.whole_graph:
-            value = self.inner_value(params, hparams, batch)
-        return value.detach(), _gradient(value, params, create_graph=False)
-
     def start(self, hparams: Tree, like: Mapping[str, Tensor]) -> Tree:
-        """Return θ₀ = initial(λ), with its graph, after checking that it has the keys and shapes of ``like``."""
+        """Return θ₀ = initial(λ), with its graph, after checking that it is a tree like ``like``."""
         assert self.initial is not None
         with torch.enable_grad():
-            value = self.initial(NamedTree("hparams", hparams))
-        check_keys("the value of initial", value, like)
-        check_shapes("the value of initial", value, like)
-        return {key: value[key] if value[key].requires_grad else value[key].detach().requires_grad_() for key in like}
+            value = check_like("initial", self.initial(NamedTree("hparams", hparams)), like)
+        return {k: start if start.requires_grad else start.detach().requires_grad_() for k, start in value.items()}
+
+    def inner_value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
+        """Return g(θ, λ) with its penalty, a differentiable scalar (:meth:`InnerProblem.value`)."""
+        return self._inner.value(params, hparams, batch)
+
+    def inner_gradient(self, params: Tree, hparams: Tree, batch: Any = None) -> tuple[Tensor, Tree]:
+        """Return g(θ, λ) with its penalty, and ∇_θ g (:meth:`InnerProblem.gradient`)."""
+        return self._inner.gradient(params, hparams, batch)
+
+    def residual(self, params: Tree, hparams: Tree, batch: Any = None, **options: bool) -> Tree:
+        """Return ∇_θ g(θ, λ), or the condition R(θ, λ) (:meth:`InnerProblem.residual`)."""
+        return self._inner.residual(params, hparams, batch, **options)
+
+    def linearise(
+        self, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], batch: Any = None, **options: bool
+    ) -> Stationarity:
+        """Return the residual at a point with its graph (:meth:`InnerProblem.linearise`)."""
+        return self._inner.linearise(params, hparams, batch, **options)
+
+    def check_reach(self, params: Tree, hparams: Tree) -> None:
+        """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that the inner problem does not use.
+
+        Cost: one evaluation, with the next inner batch; batches and random numbers are put back.
+        """
+        with guards.again(self.draws(device_of(params))):
+            self._inner.check_reach(params, hparams, self.draw_inner())
 
     def draws(self, device: torch.device) -> guards.Draws:
         """Return the present point in the random numbers and in the inner batches."""
@@ -272,136 +271,12 @@ class Problem:
             hparams={key: found[f"hparams.{key}"] for key in hparams if f"hparams.{key}" in found},
         )
 
-    def residual(
-        self, params: Tree, hparams: Tree, batch: Any = None, *, create_graph: bool = False, inspect: bool = True
-    ) -> Tree:
-        """Return ∇_θ g(θ, λ), or the condition R(θ, λ), as a tree; the parameters must require grad.
 
-        With ``create_graph`` the result can be differentiated, after the checks of :meth:`linearise` unless ``inspect``
-        is off.
-
-        Cost: one evaluation with its gradient.
-        """
-        if create_graph:
-            data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
-        else:
-            with torch.enable_grad(), guards.whole_graph:
-                data, penalty = self._evaluated(params, hparams, batch)
-        if isinstance(data, dict):
-            return data if create_graph else detached(data)
-        return _gradient(_sum(data, penalty), params, create_graph=create_graph)
-
-    def linearise(
-        self,
-        params: Mapping[str, Tensor],
-        hparams: Mapping[str, Tensor],
-        batch: Any = None,
-        *,
-        tangents: bool = False,
-    ) -> Stationarity:
-        """Return the residual at a point with its graph, from which all products are taken.
-
-        Masks drawn in the forward pass are part of the graph, so every product sees the same function.
-        Hyperparameters that require grad are used as they are, which lets a closure over them be differentiated.
-        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters.
-
-        Cost: one evaluation with its gradient.
-
-        Raises:
-            ObjectiveError: not a scalar, not differentiable, or differentiable once only.
-            WrappedModuleError: a graph that a compiled function recorded.
-            UnreachedError: a parameter that the inner problem does not use.
-        """
-        params, hparams = leaves(params), attached(hparams)
-        data, penalty, facts = self._recorded(params, hparams, batch)
-        reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
-        if isinstance(data, dict):
-            return Stationarity(params, hparams, data, None, None, reached)
-        if tangents:
-            value = _sum(data, penalty)
-            both = _gradient(value, {**params, **{f"hparams/{k}": v for k, v in hparams.items()}}, create_graph=True)
-            slopes = {key: both.pop(f"hparams/{key}") for key in hparams}
-            return Stationarity(params, hparams, both, None, value, reached, slopes)
-        gradient = _gradient(data, params, create_graph=True)
-        if penalty is None:
-            return Stationarity(params, hparams, gradient, None, data, reached)
-        shrinkage = _gradient(penalty, params, create_graph=True)
-        return Stationarity(params, hparams, gradient, shrinkage, _sum(data, penalty), reached)
-
-    def check_reach(self, params: Tree, hparams: Tree) -> None:
-        """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that the inner problem does not use.
-
-        Cost: one evaluation, with the next inner batch, whose position and random numbers are put back.
-        """
-        draws = self.draws(device_of(params))
-        self._recorded(leaves(params), attached(hparams), self.draw_inner())
-        draws.restore()
-
-    def _evaluated(self, params: Tree, hparams: Tree, batch: Any) -> tuple[Tensor | Tree, Tensor | None]:
-        if self.condition is not None:
-            return self._inner.tree(params, hparams, batch), None
-        value = self._inner.scalar(params, hparams, batch, differentiable=True)
-        if self._penalty is None:
-            return value, None
-        return value, self._penalty.scalar(params, hparams, None, differentiable=True)
-
-    def _recorded(
-        self, params: Tree, hparams: Tree, batch: Any, *, inspect: bool = True
-    ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
-        """Evaluate with a graph that can be differentiated twice, and check that graph."""
-        device = device_of(params)
-        draws = guards.Draws.capture(device)
-        with guards.second_order(device, frozenset(self._repairs)):
-            data, penalty = self._evaluated(params, hparams, batch)
-        if not inspect:
-            return data, penalty, guards.NOTHING
-        outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
-        facts = guards.inspect_graph(outputs, params.values(), name=self._inner.name)
-        if not facts.repairs <= self._repairs:
-            self._repairs.update(facts.repairs)
-            draws.restore()
-            return self._recorded(params, hparams, batch)
-        _check_reached(params, facts)
-        return data, penalty, facts
-
-    @staticmethod
-    def _check_elementwise(function: UserFunction, params: Tree, hparams: Tree) -> None:
-        points, layout = leaves(params), Layout.of(params)
-        with torch.enable_grad():
-            value = function.scalar(points, attached(hparams), None, differentiable=True)
-        penalty = Stationarity(points, {}, _gradient(value, points, create_graph=True), None, value)
-        generator = torch.Generator().manual_seed(0)
-        v = torch.rand(layout.size, dtype=torch.float64, generator=generator).add_(0.5).to(layout.zeros())
-        product, expected = penalty.hvp(v), v * penalty.hvp(torch.ones_like(v))
-        gap = (product - expected).abs()
-        if bool((gap > 1e-3 * expected.abs().max()).any()):
-            raise ObjectiveError(
-                passed=f"a penalty that couples the entries of params[{layout.name_at(int(gap.argmax()))!r}]",
-                expected="an elementwise penalty, a sum of functions of one entry each, whose Hessian is a diagonal",
-                do="add this term to inner instead",
+def _check_domains(domains: Mapping[str, Domain]) -> None:
+    for key, domain in domains.items():
+        if not isinstance(domain, Domain):
+            raise InputError(
+                passed=f"hparams_domain with {key!r}: {domain!r}",
+                expected="a domain, with a method project(value)",
+                do="pass hypergrad.Box(low, high), Positive(), UnitInterval(), Simplex(), Ball(), or one of your own",
             )
-
-
-def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
-    with torch.enable_grad():
-        return data if penalty is None else data + penalty
-
-
-def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
-    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
-    return {
-        key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
-        for (key, leaf), slope in zip(params.items(), slopes, strict=True)
-    }
-
-
-def _check_reached(params: Tree, facts: guards.GraphFacts) -> None:
-    unused = [key for key, leaf in params.items() if not facts.reaches(leaf)]
-    if unused:
-        raise UnreachedError(
-            unused,
-            passed=f"params {unused}, which the inner problem does not use",
-            expected="params that training learns: every tensor enters the inner problem",
-            do="leave frozen and unused tensors out of params, or check the names "
-            "(torch.func.functional_call ignores names that the module does not have)",
-        )

@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor
 
 from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Cost, Report
+from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm
 from hypergrad.errors import InputError
 from hypergrad.outer import Oracle, OuterMove
 from hypergrad.problem import Problem
@@ -88,10 +88,10 @@ class Run:
                 expected="an outer move",
                 do="pass hypergrad.outer.Torch(torch.optim.Adam, lr=1e-2) or hypergrad.outer.LBFGSB()",
             )
+        check_algorithm(algorithm)
         self.problem, self.algorithm, self.outer, self.seed = problem, algorithm, outer, seed
         start = tree.cloned(tree.check_tree("params", params))
         hparams = tree.check_tree("hparams", hparams)
-        tree.check_keys("hparams_domain", {*hparams, *problem.hparams_domain}, hparams)
         self.hparams = tree.cloned(problem.project(tree.detached(hparams)))
         self.params = start
         self._state = algorithm.init(problem, start, self.hparams)

@@ -106,10 +106,13 @@ class Stationarity:
         """Return R(θ, λ), penalty included, as a new flat vector without its graph."""
         return self.layout.flatten(self._values())
 
-    def measure(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖R‖ and ⟨direction, R⟩ without a flat copy of R."""
-        values, views = self._values(), self.layout.views(direction)
-        return tree_norm(values), tree_dot(values, views)
+    def length(self) -> Tensor:
+        """Return ‖R‖ without a flat copy of R."""
+        return tree_norm(self._values())
+
+    def slope(self, direction: Tensor) -> Tensor:
+        """Return ⟨direction, R⟩ without a flat copy of R."""
+        return tree_dot(self._values(), self.layout.views(direction))
 
     def _values(self) -> Tree:
         data = {key: value.detach() for key, value in self._data.residual.items()}

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from hypergrad.errors import TreeError, did_you_mean
+from hypergrad.errors import InputError, TreeError, did_you_mean
 
 Tree = dict[str, Tensor]
 S = TypeVar("S")
@@ -63,6 +63,65 @@ def check_shapes(name: str, tree: Mapping[str, Tensor], like: Mapping[str, Tenso
         )
 
 
+def check_names(what: str, names: Iterable[str], hparams: Iterable[str]) -> None:
+    """Raise :class:`~hypergrad.errors.TreeError` for a setting of a hyperparameter that does not exist."""
+    hparams = list(hparams)
+    for name in names:
+        if name not in hparams:
+            raise TreeError(
+                passed=f"{what} for {name!r}{did_you_mean(name, hparams)}",
+                expected=f"names of hyperparameters: {hparams}",
+                do=f"rename it in {what}, or take it out",
+            )
+
+
+def check_mapping(name: str, value: object, like: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """Return what a user's function returned after checking that it is a mapping with the keys of ``like``.
+
+    Args:
+        name: the function's.
+        value: what it returned.
+        like: the parameters.
+
+    Raises:
+        InputError: not a mapping.
+        TreeError: other keys.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(
+            passed=f"{name}, which returned {type(value).__name__}",
+            expected=f"a dict of tensors with the keys {list(like)}",
+            do=f"return one tensor for each tensor of params from {name}",
+        )
+    check_keys(f"the value of {name}", value, like)
+    return value
+
+
+def check_like(name: str, value: object, like: Mapping[str, Tensor]) -> Tree:
+    """Return what a user's function returned as a tree with the keys, shapes, dtype and device of ``like``.
+
+    Raises:
+        InputError: not a mapping.
+        TreeError: anything else that differs.
+    """
+    found = {key: check_mapping(name, value, like)[key] for key in like}
+    for key, entry in found.items():
+        if not isinstance(entry, Tensor):
+            raise TreeError(
+                passed=f"the value of {name} with {key!r} of type {type(entry).__name__}",
+                expected="a tensor under each key",
+                do=f"compute every entry with torch operations in {name}",
+            )
+        if (entry.dtype, entry.device) != (like[key].dtype, like[key].device):
+            raise TreeError(
+                passed=f"the value of {name} with {key!r} of {entry.dtype} on {entry.device}",
+                expected=f"{like[key].dtype} on {like[key].device}, as in params",
+                do=f"convert it in {name} with .to(params[{key!r}])",
+            )
+    check_shapes(f"the value of {name}", found, like)
+    return found
+
+
 def check_tree(name: str, tree: object) -> Tree:
     """Return ``tree`` as a plain dict after checking that it holds floating-point tensors of one dtype and device.
 
@@ -82,10 +141,12 @@ def check_tree(name: str, tree: object) -> Tree:
     if not tree:
         raise TreeError(f"{name} with no tensors", "at least one tensor", f"add what is to be used as {name}")
     for key, value in tree.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str):
+            raise TreeError(f"{name}[{key!r}]", "a string key", "rename it: every tensor has a name, which is a string")
+        if not isinstance(value, Tensor):
             raise TreeError(
                 passed=f"{name}[{key!r}] of type {type(value).__name__}",
-                expected="a torch.Tensor under a string key",
+                expected="a torch.Tensor under each key",
                 do=f"wrap it: torch.as_tensor({name}[{key!r}], dtype=torch.float32)",
             )
         if not value.is_floating_point():

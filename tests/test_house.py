@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
+    ("settings",),
     ("tree", "data", "domains"),
     ("guards", "objective", "stationarity"),
+    ("inner_problem",),
     ("problem",),
     ("algorithm", "linear"),
     ("inner",),

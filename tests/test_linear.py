@@ -247,7 +247,8 @@ def test_neumann_finds_a_step_that_converges() -> None:
         again = hg.Neumann(30).solve(operator(a), b, memory=result.memory)
         assert again.products == 31, "the power iteration goes on from where it was"
         assert again.status is hg.Status.TRUNCATED
-        assert not (result.negative_curvature or again.negative_curvature)
+        assert not result.negative_curvature
+        assert not again.negative_curvature
 
 
 def test_neumann_notices_divergence_before_it_overflows() -> None:

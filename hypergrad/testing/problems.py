@@ -422,7 +422,6 @@ KNOWN_PROBLEMS: tuple[Callable[..., KnownProblem], ...] = (
 )
 
 
-
 def arguments(known: KnownProblem) -> dict[str, Any]:
     """Return what a face needs of a known problem: the problem, where training starts, and the hyperparameters."""
     return {"problem": known.problem, "params": known.params, "hparams": known.hparams}

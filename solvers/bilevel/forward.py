@@ -10,12 +10,20 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, replayed
+from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, check_reached, replayed
 from hypergrad.errors import InputError
 from hypergrad.inner import Iterate, UpdateRule
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.trajectory import TrajectoryState, begin, check_overflow, check_rule, first_state
+from hypergrad.settings import check_choice, check_counts
+from hypergrad.solvers.bilevel.trajectory import (
+    UNREACHED,
+    TrajectoryState,
+    begin,
+    check_overflow,
+    check_rule,
+    first_state,
+)
 from hypergrad.solvers.bilevel.unrolled import Unrolled
 from hypergrad.stationarity import pushforward
 from hypergrad.tree import Layout, Tree
@@ -99,18 +107,11 @@ class ForwardMode(Algorithm[TrajectoryState]):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive("ForwardMode", steps=self.steps, guide=self.guide, max_exact=self.max_exact)
+        check_counts(self, "steps", "guide", "max_exact")
         check_rule("ForwardMode", self.inner)
-        if self.mode not in ("exact", "random", "guided"):
-            raise InputError(f"ForwardMode(mode={self.mode!r})", '"exact", "random" or "guided"', "pick one of these")
-        if self.distribution not in ("rademacher", "gaussian", "orthonormal"):
-            raise InputError(
-                passed=f"ForwardMode(distribution={self.distribution!r})",
-                expected='"rademacher", "gaussian" or "orthonormal"',
-                do="leave it out for Rademacher directions",
-            )
-        if self.mode == "random":
-            check_positive("ForwardMode", directions=self.directions)
+        check_choice(self, "mode", ("exact", "random", "guided"))
+        check_choice(self, "distribution", ("rademacher", "gaussian", "orthonormal"))
+        check_counts(self, "directions", least=1 if self.mode == "random" else 0)
 
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return the passes of a step, which are always the same."""
@@ -121,14 +122,15 @@ class ForwardMode(Algorithm[TrajectoryState]):
 
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> TrajectoryState:
         """Check the inputs and start at ``params``."""
-        size = Layout.of(hparams).size if hparams else 0
+        state = first_state(problem, params, hparams, warm_start=self.warm_start)
+        size = Layout.of(hparams).size
         if self.mode == "exact" and size > self.max_exact:
             raise InputError(
                 passed=f"{size} hyperparameter entries for ForwardMode(mode='exact')",
                 expected=f"at most max_exact={self.max_exact}: every entry costs {self.steps} products",
                 do='use mode="guided", or hypergrad.Unrolled, whose cost does not grow with the number of entries',
             )
-        return first_state(problem, params, hparams, warm_start=self.warm_start)
+        return state
 
     def response(self, problem: Problem, state: TrajectoryState, hparams: Tree) -> Tree:
         """Return θ_T."""
@@ -152,9 +154,10 @@ class ForwardMode(Algorithm[TrajectoryState]):
                 start.restore()
             vectors = self.directions_at(state.steps, layout, guess)
             tangents = _Tangents(self.inner, problem, state, hparams, [layout.views(v) for v in vectors])
-            for _ in range(self.steps):
-                tangents.advance()
+            tangents.advance_by(self.steps)
             outer = problem.outer_gradients(tangents.iterate.params, hparams, problem.draw_outer())
+        if state.steps == 0:
+            check_reached(hparams, tangents.reached | set(outer.hparams), advice=UNREACHED)
         slopes = [
             tree.dot(outer.params, t) + tree.dot(outer.hparams, layout.views(v)) for t, v in tangents.ends(vectors)
         ]
@@ -226,11 +229,12 @@ class _Tangents:
     ) -> None:
         self.rule, self.problem, self.hparams, self.directions = rule, problem, hparams, directions
         self.iterate = begin(rule, problem, state, tree.detached(hparams))
-        self.products = 0
+        self.products, self.reached = 0, set[str]()
         if problem.initial is None:
             self.params = [tree.zeros_like(self.iterate.params) for _ in directions]
         else:
             start = problem.start(hparams, state.params)
+            self._reach(start, hparams)
             self.params = [pushforward(start, hparams, direction) for direction in directions]
         slots = self.iterate.slots
         self.slots = [{name: tree.zeros_like(slot) for name, slot in slots.items()} for _ in directions]
@@ -239,8 +243,23 @@ class _Tangents:
         """Return each parameter tangent with its direction."""
         return list(zip(self.params, vectors, strict=True))
 
-    def advance(self) -> None:
-        """Take one step of training and of all tangents."""
+    def advance_by(self, steps: int) -> None:
+        """Take steps of training and of all tangents.
+
+        Raises:
+            NonFiniteError: NaN or infinity at the end, with the step and the tensor where it began.
+        """
+        draws, first = self.problem.draws(tree.device_of(self.iterate.params)), self.iterate
+        for _ in range(steps):
+            self._advance(first=self.iterate is first)
+        self.rule.check_end(self.problem, draws, first, self.iterate, tree.detached(self.hparams))
+
+    def _reach(self, outputs: Tree, hparams: Tree) -> None:
+        """Note the hyperparameters that the graph of ``outputs`` depends on."""
+        facts = guards.inspect_graph(outputs.values(), [], name="training")
+        self.reached |= {name for name, value in hparams.items() if facts.reaches(value)}
+
+    def _advance(self, *, first: bool) -> None:
         batch = self.problem.draw_inner()
         point = self.problem.linearise(self.iterate.params, self.hparams, batch, tangents=True)
         layout = point.layout
@@ -251,6 +270,9 @@ class _Tangents:
                 inputs.params, inputs.gradient, inputs.slots, inputs.hparams, self.iterate.step
             )
         outputs = _flat(params, slots)
+        if first:
+            self.reached |= point.reached
+            self._reach(outputs, inputs.hparams)
         for place, direction in enumerate(self.directions):
             slope = layout.views(point.jvp(layout.flatten(self.params[place]), direction))
             tangent = inputs.tangents(self.params[place], slope, self.slots[place], direction)

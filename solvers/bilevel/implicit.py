@@ -21,10 +21,11 @@ from hypergrad.algorithm import (
     refuse_second_order,
 )
 from hypergrad.data import Fixed
-from hypergrad.errors import DivergenceError, InputError, NonFiniteError, UnsupportedError
+from hypergrad.errors import DivergenceError, NonFiniteError, NumericalError, UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import OuterGradients, Problem
+from hypergrad.settings import check_kind, check_numbers
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.spectrum import top_curvature
 from hypergrad.stationarity import Stationarity
@@ -110,14 +111,10 @@ class Implicit(Algorithm[ImplicitState]):
         return self.linear.exact and not self.damping
 
     def __post_init__(self) -> None:
-        """Refuse negative damping and tolerance."""
-        for name in ("damping", "stationarity"):
-            if not getattr(self, name) >= 0:
-                raise InputError(
-                    passed=f"Implicit({name}={getattr(self, name)})",
-                    expected=f"{name} >= 0",
-                    do=f"leave {name} out for the default",
-                )
+        """Refuse settings out of range and parts of another kind."""
+        check_kind(self, "linear", LinearSolver, "pass one of hypergrad's, such as hypergrad.CG()")
+        check_kind(self, "inner", InnerSolver, "pass hypergrad.LBFGS(), or your own: hypergrad.Training(train)")
+        check_numbers(self, "damping", "stationarity", least=0)
 
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return training's passes, one gradient of each objective, the solve's products and one."""
@@ -146,15 +143,19 @@ class Implicit(Algorithm[ImplicitState]):
             outer = problem.outer_gradients(params, hparams, problem.draw_outer())
             point = _Point(self, problem, params, hparams)
             reach = tree.norm(outer.params) * tree.norm(params)
+            gap = _check_point(outer, point.stationarity)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
             grads = outer.minus(point.stationarity.cross(solution.value))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
-        _check_answer(outer, point.stationarity, solution, b, grads)
+        point.check_finite(solution, b)
+        check_finite("the mixed product for hparams", grads, when="where training ended")
         cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
-        report = self._report(point.stationarity, outer.value, reach, solution, cost, watch)
+        slope = point.stationarity.slope(solution.value).abs()
+        scales = torch.stack([outer.value, reach, gap, slope]).tolist()
+        report = self._report(scales, solution, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
@@ -169,6 +170,7 @@ class Implicit(Algorithm[ImplicitState]):
         with guards.pinned_rng(device):
             trained = self.response(problem, ImplicitState(tree.detached(params)), tree.detached(hparams))
             point = _Point(self, problem, trained, hparams)
+        check_finite("the inner gradient of params", point.stationarity.ends(), when="where training ended")
         ends = point.stationarity.ends()
         apply: Any = _Attach.apply
         correction = apply(point, *ends.values())
@@ -195,15 +197,12 @@ class Implicit(Algorithm[ImplicitState]):
 
     def _report(
         self,
-        point: Stationarity,
-        value: Tensor,
-        reach: Tensor,
+        scales: list[float],
         solution: LinearResult,
         cost: Cost,
         watch: Stopwatch,
     ) -> Report:
-        norm, slope = point.measure(solution.value)
-        loss, far, gap, error = torch.stack([value, reach, norm, slope.abs()]).tolist()
+        loss, far, gap, error = scales
         notes = {}
         if error > self.stationarity * max(abs(loss), 0.1 * far):  # a loss near zero is no scale to measure by
             notes["stationarity"] = (
@@ -249,8 +248,28 @@ class _Point:
         operator = Operator.of(self.stationarity, self.algorithm.damping, redraw=self._redraw())
         result = self.algorithm.linear.solve_flat(operator, b, start, memory)
         if result.status is Status.DIVERGED:
-            raise _diverged(self.algorithm, operator)
+            raise self._diverged(operator, b)
         return result
+
+    def check_finite(self, result: LinearResult, b: Tensor) -> None:
+        """Raise where a solve of a finite system met NaN or infinity."""
+        if result.status is not Status.NON_FINITE and bool(torch.isfinite(result.value).all()):
+            return
+        name = tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))
+        raise _non_finite_product(name)
+
+    def _diverged(self, operator: Operator, b: Tensor) -> NumericalError:
+        name = tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))
+        if name is not None:
+            return _non_finite_product(name)
+        top, _ = top_curvature(operator, None, steps=20)
+        longest = 2 / top if top else float("inf")
+        return DivergenceError(
+            passed=f"{self.algorithm.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
+            expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {longest:.3g}",
+            do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
+            "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
+        )
 
     def _redraw(self) -> Any:
         if self.problem.inner_data is None or isinstance(self.problem.inner_data, Fixed):
@@ -280,41 +299,30 @@ class _Attach(torch.autograd.Function):
         point: _Point = ctx.point
         layout = point.stationarity.layout
         b = layout.flatten(dict(zip(layout.shapes, cotangents, strict=True)))
+        check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
         with guards.pinned_rng(b.device):
             result = point.solve(b, None, {})
-        if result.status is Status.NON_FINITE:
-            check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
-            raise _non_finite_product(point.stationarity, b)
+        point.check_finite(result, b)
         return (None, *(-view for view in layout.views(result.value).values()))
 
 
-def _check_answer(outer: OuterGradients, point: Stationarity, solution: LinearResult, b: Tensor, grads: Tree) -> None:
-    if solution.status is not Status.NON_FINITE and tree.first_non_finite(grads) is None:
-        return
-    views = point.layout.views
-    check_finite("the outer loss", {"f": outer.value}, when="where the hypergradient was asked for")
-    check_finite("the inner gradient of params", views(point.residual()), when="where training ended")
-    check_finite("the outer gradient of params", views(b), when="where training ended")
+def _check_point(outer: OuterGradients, point: Stationarity) -> Tensor:
+    """Return ‖∇_θ g‖ after checking that both objectives are finite where training ended; one look at the device."""
+    gap = point.length()
+    if not bool(torch.isfinite(torch.stack([outer.value, tree.norm(outer.params), gap])).all()):
+        when = "where training ended"
+        check_finite("the outer loss", {"f": outer.value}, when=when)
+        check_finite("the inner gradient of params", point.layout.views(point.residual()), when=when)
+        check_finite("the outer gradient of params", outer.params, when=when)
     check_finite("the outer gradient of hparams", outer.hparams, when="where training ended")
-    raise _non_finite_product(point, b)
+    return gap
 
 
-def _non_finite_product(point: Stationarity, b: Tensor) -> NonFiniteError:
-    name = tree.first_non_finite(point.layout.views(point.hvp(b)))
-    where = f"product 1 of the linear solve, in params {name!r}" if name else "a later product or the mixed product"
+def _non_finite_product(name: str | None) -> NonFiniteError:
+    where = f"product 1 of the linear solve, in params {name!r}" if name else "a later product of the linear solve"
     return NonFiniteError(
         passed=f"NaN or infinity in {where}",
         expected="finite second derivatives of the inner objective",
         do="look for sqrt, norm, log or division at points where their second derivative is infinite, such as "
         "torch.linalg.vector_norm at 0; add a small epsilon inside",
-    )
-
-
-def _diverged(algorithm: Implicit, operator: Operator) -> DivergenceError:
-    top, _ = top_curvature(operator, None, steps=20)
-    return DivergenceError(
-        passed=f"{algorithm.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
-        expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {2 / top if top else float('inf'):.3g}",
-        do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
-        "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
     )

@@ -48,9 +48,7 @@ class GraphWindow:
         self.ends = iterate.params
         slots = {name: tree.detached(slot) for name, slot in iterate.slots.items()}
         self.last = Iterate(tree.detached(iterate.params), slots, iterate.step)
-        if tree.first_non_finite(self.last.params) is not None:
-            draws.restore()
-            settings.rule.advance_by(problem, entry, hparams, settings.length)
+        settings.rule.check_end(problem, draws, entry, self.last, tree.detached(hparams))
 
     def pullback(self, cotangents: Tree) -> dict[str, Tensor | None]:
         """Return (dθ_T/dλ)ᵀ a."""
@@ -77,6 +75,7 @@ class AdjointWindow:
         start = _Snapshot(entry, problem.draws(self.device))
         self.snapshots, end = self._advance(start, 0, self.starts, settings.length)
         self.last = end.iterate
+        settings.rule.check_end(problem, start.draws, entry, self.last, self.values)
 
     def pullback(self, cotangents: Tree) -> dict[str, Tensor | None]:
         """Return (dθ_T/dλ)ᵀ a by the recursion, from the last step to the first."""

@@ -13,8 +13,9 @@ from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, check_reached, replayed
 from hypergrad.errors import InputError
 from hypergrad.inner import UpdateRule
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.problem import Problem
+from hypergrad.settings import check_choice, check_counts
 from hypergrad.solvers.bilevel.reverse import AdjointWindow, GraphWindow, Keep, Window, replays
 from hypergrad.solvers.bilevel.trajectory import (
     UNREACHED,
@@ -95,7 +96,7 @@ class Unrolled(Algorithm[TrajectoryState]):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive("Unrolled", steps=self.steps, truncate=self.truncate)
+        check_counts(self, "steps", "truncate")
         check_rule("Unrolled", self.inner)
         if self.truncate is not None and self.truncate > self.steps:
             raise InputError(
@@ -103,12 +104,7 @@ class Unrolled(Algorithm[TrajectoryState]):
                 expected="truncate <= steps",
                 do="leave truncate out to differentiate all steps",
             )
-        if self.keep not in ("graph", "iterates", "sqrt", "log"):
-            raise InputError(
-                passed=f"Unrolled(keep={self.keep!r})",
-                expected='"graph", "iterates", "sqrt" or "log"',
-                do='use "sqrt" when memory is short',
-            )
+        check_choice(self, "keep", ("graph", "iterates", "sqrt", "log"))
 
     @property
     def window(self) -> int:

@@ -13,8 +13,9 @@ from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, check_finite, replayed
 from hypergrad.errors import InputError
 from hypergrad.inner import InnerSolver
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.problem import Problem
+from hypergrad.settings import check_choice, check_counts, check_kind, check_numbers
 from hypergrad.tree import Layout, Tree
 
 
@@ -102,15 +103,10 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive("ZerothOrder", directions=self.directions, step_size=self.step_size, max_runs=self.max_runs)
-        if self.mode not in ("CGE", "RGE"):
-            raise InputError(f"ZerothOrder(mode={self.mode!r})", '"CGE" or "RGE"', "pick one of these")
-        if not isinstance(self.inner, InnerSolver):
-            raise InputError(
-                passed=f"ZerothOrder(inner={self.inner!r})",
-                expected="an inner solver",
-                do="wrap a training function: hypergrad.Training(train)",
-            )
+        check_kind(self, "inner", InnerSolver, "wrap a training function: hypergrad.Training(train)")
+        check_choice(self, "mode", ("CGE", "RGE"))
+        check_counts(self, "directions", "max_runs")
+        check_numbers(self, "step_size", above=0)
 
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return the passes of all runs."""

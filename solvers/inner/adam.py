@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hypergrad import tree
-from hypergrad.errors import InputError
-from hypergrad.inner import Setting, Slots, UpdateRule, axpy, resolve
+from hypergrad.inner import Setting, Slots, UpdateRule, axpy, check_settings, resolve
+from hypergrad.settings import check_numbers
 from hypergrad.tree import Tree
 
 
@@ -52,14 +52,10 @@ class Adam(UpdateRule):
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         super().__post_init__()
-        for name, high in (("lr", None), ("beta1", 1.0), ("beta2", 1.0), ("eps", None), ("weight_decay", None)):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not (value >= 0 and (high is None or value < high)):
-                raise InputError(
-                    passed=f"Adam({name}={value})",
-                    expected=f"{name} >= 0" + ("" if high is None else f" and < {high}"),
-                    do="pass a number in range, or hypergrad.Tuned to read it from the hyperparameters",
-                )
+        check_settings(self, "lr", above=0)
+        check_settings(self, "beta1", "beta2", least=0, below=1)
+        check_settings(self, "weight_decay", least=0)
+        check_numbers(self, "eps", above=0)
 
     def start(self, params: Tree) -> Slots:
         """Return zero moments."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hypergrad import tree
 from hypergrad.errors import InputError
-from hypergrad.inner import Setting, Slots, UpdateRule, axpy, resolve
+from hypergrad.inner import Setting, Slots, UpdateRule, axpy, check_settings, resolve
 from hypergrad.tree import Tree
 
 
@@ -46,14 +46,9 @@ class GradientDescent(UpdateRule):
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         super().__post_init__()
-        for name, low, high in (("lr", 0.0, None), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, None)):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not (value >= low and (high is None or value < high)):
-                raise InputError(
-                    passed=f"GradientDescent({name}={value})",
-                    expected=f"{name} >= {low}" + ("" if high is None else f" and < {high}"),
-                    do="pass a number in range, or hypergrad.Tuned to read it from the hyperparameters",
-                )
+        check_settings(self, "lr", above=0)
+        check_settings(self, "momentum", least=0, below=1)
+        check_settings(self, "weight_decay", least=0)
         if self.nesterov and self.momentum == 0:
             raise InputError("GradientDescent(nesterov=True, momentum=0)", "momentum > 0", "pass momentum=0.9")
 

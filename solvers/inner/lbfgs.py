@@ -10,8 +10,9 @@ import torch
 from hypergrad import tree
 from hypergrad.algorithm import Cost, check_finite
 from hypergrad.inner import InnerResult, InnerSolver
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.problem import Problem
+from hypergrad.settings import check_counts, check_numbers
 from hypergrad.tree import Layout, Tree
 
 
@@ -41,7 +42,8 @@ class LBFGS(InnerSolver):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive("LBFGS", tolerance=self.tolerance, steps=self.steps, memory=self.memory)
+        check_counts(self, "steps", "memory")
+        check_numbers(self, "tolerance", above=0)
 
     def budget(self) -> Cost:
         """Return the most gradients that line searches and whole steps may take."""

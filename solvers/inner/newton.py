@@ -12,8 +12,9 @@ from hypergrad import tree
 from hypergrad.algorithm import Cost, check_finite
 from hypergrad.errors import InputError
 from hypergrad.inner import InnerResult, InnerSolver
-from hypergrad.linear import Operator, Status, check_positive
+from hypergrad.linear import Operator, Status
 from hypergrad.problem import Problem
+from hypergrad.settings import check_counts, check_numbers
 from hypergrad.solvers.linear.dense import materialise
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Tree
@@ -43,7 +44,8 @@ class Newton(InnerSolver):
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
-        check_positive("Newton", tolerance=self.tolerance, steps=self.steps, max_size=self.max_size)
+        check_counts(self, "steps", "max_size")
+        check_numbers(self, "tolerance", above=0)
 
     def budget(self) -> Cost:
         """Return the gradients; products depend on the number of parameters."""
@@ -62,14 +64,15 @@ class Newton(InnerSolver):
         cost, gap, status = Cost(), float("inf"), Status.MAX_STEPS
         for step in range(self.steps + 1):
             stationarity = problem.linearise(point, hparams, batch)
-            check_finite("the inner gradient", {"": stationarity.residual()}, when=f"at step {step} of Newton's method")
+            views = stationarity.layout.views(stationarity.residual())
+            check_finite("the inner gradient of params", views, when=f"at step {step} of Newton's method")
             before, gap = gap, float(torch.linalg.vector_norm(stationarity.residual()))
             if gap <= self.tolerance:
                 status = Status.CONVERGED
             if gap <= self.tolerance or step == self.steps or (gap >= before and gap < 1e3 * self.tolerance):
                 cost += Cost(inner_gradients=1)
                 break
-            direction = _direction(stationarity)
+            direction = _direction(stationarity, step)
             cost += Cost(inner_gradients=1, products=stationarity.products)
             point = self._search(problem, stationarity, direction, hparams, batch)
         return InnerResult(point, status, cost)
@@ -93,8 +96,10 @@ class Newton(InnerSolver):
         return full
 
 
-def _direction(stationarity: Stationarity) -> Tensor:
+def _direction(stationarity: Stationarity, step: int) -> Tensor:
     matrix = materialise(Operator.of(stationarity))
+    rows = stationarity.layout.views(matrix.sum(dim=1))
+    check_finite("the inner Hessian's rows of params", rows, when=f"at step {step} of Newton's method")
     if stationarity.loss is None:
         step: Tensor = torch.linalg.solve(matrix.mT, stationarity.residual())
         return -step

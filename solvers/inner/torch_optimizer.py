@@ -12,8 +12,9 @@ from torch import Tensor
 from hypergrad import tree
 from hypergrad.algorithm import Cost, check_finite
 from hypergrad.inner import InnerResult, InnerSolver
-from hypergrad.linear import Status, check_positive
+from hypergrad.linear import Status
 from hypergrad.problem import Problem
+from hypergrad.settings import check_counts, check_function
 from hypergrad.tree import Tree
 
 
@@ -29,6 +30,9 @@ class TorchOptimizer(InnerSolver):
         steps: number of steps, at least 1.
         scheduler: ``optimizer -> scheduler`` with a ``step()`` that is called after every step.
 
+    Raises:
+        NonFiniteError: training that ended in NaN or infinity, with the step where it began.
+
     Cost: 1 gradient a step, and what an optimizer that calls its closure again asks for.
 
     Example:
@@ -43,7 +47,11 @@ class TorchOptimizer(InnerSolver):
 
     def __post_init__(self) -> None:
         """Refuse an empty budget."""
-        check_positive("TorchOptimizer", steps=self.steps)
+        check_counts(self, "steps")
+        check_function(
+            self, "optimizer", "tensors -> torch.optim.Optimizer", "pass lambda p: torch.optim.AdamW(p, lr=1e-3)"
+        )
+        check_function(self, "scheduler", "optimizer -> scheduler", "leave scheduler out for none")
 
     def budget(self) -> Cost:
         """Return one gradient a step."""
@@ -51,12 +59,20 @@ class TorchOptimizer(InnerSolver):
 
     def run(self, problem: Problem, params: Tree, hparams: Tree) -> InnerResult:
         """Run ``steps`` steps."""
-        hparams = tree.detached(hparams)
+        draws = problem.draws(tree.device_of(params))
+        result = self._train(problem, params, tree.detached(hparams))
+        if tree.first_non_finite(result.params) is not None:
+            draws.restore()
+            self._train(problem, params, tree.detached(hparams), look=True)
+        return result
+
+    def _train(self, problem: Problem, params: Tree, hparams: Tree, *, look: bool = False) -> InnerResult:
+        """Train; ``look`` after every step for NaN and infinity, and raise there."""
         point = {key: value.requires_grad_() for key, value in tree.cloned(params).items()}
         optimizer: Any = self.optimizer(list(point.values()))
         scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         evaluations = 0
-        for _ in range(self.steps):
+        for step in range(1, self.steps + 1):
             batch = problem.draw_inner()
 
             def closure(batch: Any = batch) -> Tensor:
@@ -70,5 +86,6 @@ class TorchOptimizer(InnerSolver):
             optimizer.step(closure)
             if scheduler is not None:
                 scheduler.step()
-        check_finite("params", tree.detached(point), when=f"after {self.steps} steps of {type(optimizer).__name__}")
+            if look:
+                check_finite("params", tree.detached(point), when=f"after step {step} of {type(optimizer).__name__}")
         return InnerResult(tree.detached(point), Status.COMPLETED, Cost(inner_gradients=evaluations))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from hypergrad import tree
 from hypergrad.algorithm import Cost, check_finite
+from hypergrad.errors import TreeError
 from hypergrad.inner import InnerResult, InnerSolver
 from hypergrad.linear import Status
 from hypergrad.objective import UserFunction
@@ -28,18 +30,25 @@ class Training(InnerSolver):
         function: returns tensors or numpy arrays with the keys and shapes of ``params``, which are copied.
 
     Raises:
-        TreeError: other keys or shapes.
+        InputError: at once, a function that takes other arguments; at a call, a value that is no mapping.
+        TreeError: other keys or shapes, or entries that are no arrays.
         NonFiniteError: trained parameters with NaN or infinity.
 
     Cost: not known to the library and reported as zero.
 
     Example:
         >>> import torch
+    from torch import Tensor
         >>> Training(lambda params, hparams: {"w": hparams["x"]}).budget().inner_gradients
         0
     """
 
     function: Callable[[Tree, Tree], Mapping[str, Any]]
+    _train: UserFunction = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Read the function's signature."""
+        object.__setattr__(self, "_train", UserFunction("train", self.function))
 
     def budget(self) -> Cost:
         """Return no passes."""
@@ -47,8 +56,20 @@ class Training(InnerSolver):
 
     def run(self, problem: Problem, params: Tree, hparams: Tree) -> InnerResult:
         """Call the function."""
-        value = UserFunction("train", self.function).tree(tree.cloned(params), tree.cloned(hparams), None)
-        fitted = {key: torch.as_tensor(value[key]).detach().to(like, copy=True) for key, like in params.items()}
+        value = self._train(tree.cloned(params), tree.cloned(hparams), None)
+        found = tree.check_mapping("train", value, params)
+        fitted = {key: _copied(key, found[key], like) for key, like in params.items()}
         tree.check_shapes("the value of train", fitted, params)
         check_finite("the trained params", fitted, when="returned by train")
         return InnerResult(fitted, Status.COMPLETED, Cost())
+
+
+def _copied(key: str, value: Any, like: Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().to(like, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TreeError(
+            passed=f"the value of train with {key!r} of type {type(value).__name__}",
+            expected="a tensor or a numpy array under each key",
+            do="convert it at the end of train with torch.as_tensor",
+        ) from error

@@ -18,8 +18,8 @@ from hypergrad.linear import (
     Preconditioner,
     Status,
     check_period,
-    check_positive,
 )
+from hypergrad.settings import check_counts, check_kind, check_numbers
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
 
 
@@ -70,8 +70,10 @@ class CG(LinearSolver):
     cost = "1 an iteration, at most max_steps (1 more from a warm start)"
 
     def __post_init__(self) -> None:
-        """Refuse budgets and periods below 1."""
-        check_positive("CG", max_steps=self.max_steps, check_every=self.check_every)
+        """Refuse settings out of range."""
+        check_counts(self, "max_steps", "check_every")
+        check_numbers(self, "rtol", "atol", least=0)
+        check_kind(self, "preconditioner", Preconditioner, "pass one of hypergrad's, such as hypergrad.Jacobi()")
 
     def budget(self, size: int) -> int:
         """Return the iterations and the preconditioner's products."""

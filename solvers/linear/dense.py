@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import InputError
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status, check_positive
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.settings import check_counts
 
 
 @final
@@ -43,7 +44,7 @@ class Dense(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuse an empty limit."""
-        check_positive("Dense", max_size=self.max_size)
+        check_counts(self, "max_size")
 
     def budget(self, size: int) -> int:
         """Return one a column."""

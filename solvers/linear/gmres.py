@@ -17,8 +17,8 @@ from hypergrad.linear import (
     Operator,
     Status,
     check_period,
-    check_positive,
 )
+from hypergrad.settings import check_counts, check_numbers
 
 
 @final
@@ -59,8 +59,9 @@ class GMRES(LinearSolver):
     cost = "1 a step, at most max_steps, and 1 at the end of each cycle"
 
     def __post_init__(self) -> None:
-        """Refuse budgets below 1."""
-        check_positive("GMRES", max_steps=self.max_steps, restart=self.restart, check_every=self.check_every)
+        """Refuse settings out of range."""
+        check_counts(self, "max_steps", "restart", "check_every")
+        check_numbers(self, "rtol", "atol", least=0)
 
     def budget(self, size: int) -> int:
         """Return the steps and one for every cycle."""

@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status, check_positive
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.settings import check_numbers
 
 
 @final
@@ -42,7 +43,7 @@ class Identity(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuse a scale that is not positive."""
-        check_positive("Identity", scale=self.scale)
+        check_numbers(self, "scale", above=0)
 
     def budget(self, size: int) -> int:
         """Return no product."""

@@ -16,8 +16,8 @@ from hypergrad.linear import (
     Operator,
     Status,
     check_period,
-    check_positive,
 )
+from hypergrad.settings import check_counts, check_numbers
 
 
 @final
@@ -58,8 +58,9 @@ class MINRES(LinearSolver):
     cost = "1 an iteration, at most max_steps (1 more from a warm start)"
 
     def __post_init__(self) -> None:
-        """Refuse budgets and periods below 1."""
-        check_positive("MINRES", max_steps=self.max_steps, check_every=self.check_every)
+        """Refuse settings out of range."""
+        check_counts(self, "max_steps", "check_every")
+        check_numbers(self, "rtol", "atol", least=0)
 
     def budget(self, size: int) -> int:
         """Return the iterations."""
@@ -111,7 +112,7 @@ class _Iteration:
         self.d, self.d_old = torch.zeros_like(b), torch.zeros_like(b)
         self.beta, self.scale = zero, zero
         self.c, self.s, self.c_old, self.s_old = one, zero, one, zero
-        self.bent = zero > 0
+        self.bent, self.pivot = zero > 0, one
         self.exhausted = zero > 0
 
     def advance(self) -> None:
@@ -127,7 +128,10 @@ class _Iteration:
         self.scale = torch.maximum(self.scale, alpha.abs() + beta_next)
         floor = self.scale * torch.finfo(p.dtype).eps
         still = self.exhausted | (self.phi.abs() <= self.target) | (gamma <= floor)
-        self.bent = self.bent | ((alpha < 0) & ~still)
+        # pivots of the tridiagonal matrix: one below 0 says indefinite, after one near 0 nothing more is known (NaN)
+        pivot = alpha - self.beta.square() / self.pivot
+        self.pivot = torch.where(pivot.abs() > floor, pivot, torch.nan)
+        self.bent = self.bent | (((alpha < 0) | (self.pivot < 0)) & ~still)
         safe = torch.where(gamma > floor, gamma, 1.0)
         d = (self.v - delta * self.d - epsilon * self.d_old) / safe
         c, s = gamma_bar / safe, beta_next / safe

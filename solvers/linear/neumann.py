@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hypergrad.errors import InputError
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status, check_positive
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.settings import check_counts, check_numbers
 from hypergrad.solvers.linear.spectrum import top_curvature
 
 
@@ -59,9 +59,9 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuse a negative number of terms and a step that is not positive."""
-        if self.terms < 0:
-            raise InputError(f"Neumann(terms={self.terms})", "terms >= 0", "pass 0 for the identity times the step")
-        check_positive("Neumann", step=self.step, power_steps=self.power_steps)
+        check_counts(self, "terms", least=0)
+        check_counts(self, "power_steps")
+        check_numbers(self, "step", above=0)
 
     def budget(self, size: int) -> int:
         """Return the terms, and the power iteration's products where the step is not given."""

@@ -16,8 +16,8 @@ from hypergrad.linear import (
     Operator,
     Status,
     check_period,
-    check_positive,
 )
+from hypergrad.settings import check_counts, check_numbers
 
 
 @final
@@ -59,8 +59,9 @@ class NormalCG(LinearSolver):
     cost = "2 an iteration, at most max_steps, and 1 (2 from a warm start)"
 
     def __post_init__(self) -> None:
-        """Refuse budgets below 1."""
-        check_positive("NormalCG", max_steps=self.max_steps, check_every=self.check_every)
+        """Refuse settings out of range."""
+        check_counts(self, "max_steps", "check_every")
+        check_numbers(self, "rtol", "atol", least=0)
 
     def budget(self, size: int) -> int:
         """Return two an iteration and one."""

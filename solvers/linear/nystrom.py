@@ -17,8 +17,8 @@ from hypergrad.linear import (
     Operator,
     Preconditioner,
     Status,
-    check_positive,
 )
+from hypergrad.settings import check_counts, check_numbers
 
 Sketch = tuple[Tensor, Tensor]
 
@@ -51,24 +51,21 @@ class NystromPreconditioner(Preconditioner):
 
     def __post_init__(self) -> None:
         """Refuse empty settings."""
-        check_positive("NystromPreconditioner", rank=self.rank, refresh=self.refresh)
-        if self.oversample < 0:
-            raise InputError(
-                passed=f"NystromPreconditioner(oversample={self.oversample})",
-                expected="oversample >= 0",
-                do="leave oversample out for the default",
-            )
+        check_counts(self, "rank", "refresh")
+        check_counts(self, "oversample", least=0)
 
     def budget(self, size: int) -> int:
         """Return the sketch's products."""
         return min(self.rank + self.oversample, size)
 
-    def build(self, operator: Operator, memory: Memory) -> tuple[Callable[[Tensor], Tensor], Memory]:
+    def build(self, operator: Operator, memory: Memory) -> tuple[Callable[[Tensor], Tensor] | None, Memory]:
         """Return r ↦ M⁻¹ r."""
         age = memory.get("solves", 0)
         if "vectors" not in memory or (self.refresh is not None and age % self.refresh == 0):
-            vectors, values = sketch(operator, self.budget(operator.size), seed=self.seed + age)
-            vectors, values = vectors[:, : self.rank], values[: self.rank]
+            drawn = sketch(operator, self.budget(operator.size), seed=self.seed + age)
+            if drawn is None:
+                return None, memory  # the solver's own products will say so
+            vectors, values = drawn[0][:, : self.rank], drawn[1][: self.rank]
         else:
             vectors, values = memory["vectors"], memory["values"]
         tail = torch.maximum(values[-1], torch.finfo(values.dtype).eps * values[0])
@@ -120,9 +117,8 @@ class Nystrom(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuse an empty rank and negative damping."""
-        check_positive("Nystrom", rank=self.rank)
-        if self.damping < 0:
-            raise InputError(f"Nystrom(damping={self.damping})", "damping >= 0", "leave damping out for the default")
+        check_counts(self, "rank")
+        check_numbers(self, "damping", least=0)
 
     def budget(self, size: int) -> int:
         """Return the sketch's products and one for the residual."""
@@ -130,7 +126,10 @@ class Nystrom(LinearSolver):
 
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
         made = operator.products
-        vectors, values = sketch(operator, min(self.rank, operator.size), seed=self.seed)
+        drawn = sketch(operator, min(self.rank, operator.size), seed=self.seed)
+        if drawn is None:
+            return LinearResult(b, Status.NON_FINITE, float("nan"), operator.products - made, memory=memory)
+        vectors, values = drawn
         diagonal = torch.full_like(b, self.damping)
         if operator.diagonal is not None:
             diagonal += operator.diagonal
@@ -149,8 +148,10 @@ class Nystrom(LinearSolver):
         return LinearResult(x, status, residual, operator.products - made, memory=memory)
 
 
-def sketch(operator: Operator, rank: int, seed: int) -> Sketch:
+def sketch(operator: Operator, rank: int, seed: int) -> Sketch | None:
     """Return U (n × r) with orthonormal columns and eigenvalues Λ, falling, with U Λ Uᵀ ≈ B, in ``rank`` products.
+
+    It is ``None`` where a product has NaN or infinity, which torch's factorisations would not survive.
 
     With Y = B Ω for an orthonormal Gaussian Ω, the approximation is Y (ΩᵀY)⁻¹ Yᵀ, computed with a small shift for
     stability that is taken off at the end.
@@ -161,6 +162,8 @@ def sketch(operator: Operator, rank: int, seed: int) -> Sketch:
     image = torch.zeros(rank, operator.size, dtype=operator.dtype, device=operator.device)
     for row, column in zip(image, omega.mT, strict=True):
         operator.add_rest(row, column.contiguous())
+    if not bool(torch.isfinite(image).all()):
+        return None
     image = image.mT
     shift = torch.finfo(image.dtype).eps * torch.linalg.matrix_norm(image) * operator.size**0.5
     image = image + shift * omega

@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hypergrad.linear import Memory, Operator, Preconditioner, check_positive
+from hypergrad.linear import Memory, Operator, Preconditioner
+from hypergrad.settings import check_counts
 
 
 def rademacher(operator: Operator, seed: int) -> Tensor:
@@ -40,7 +41,7 @@ class PenaltyDiagonal(Preconditioner):
 
     def __post_init__(self) -> None:
         """Refuse an empty period."""
-        check_positive("PenaltyDiagonal", refresh=self.refresh)
+        check_counts(self, "refresh")
 
     def budget(self, size: int) -> int:
         """Return one probe."""
@@ -84,7 +85,7 @@ class Jacobi(Preconditioner):
 
     def __post_init__(self) -> None:
         """Refuse empty settings."""
-        check_positive("Jacobi", probes=self.probes, refresh=self.refresh)
+        check_counts(self, "probes", "refresh")
 
     def budget(self, size: int) -> int:
         """Return the probes."""

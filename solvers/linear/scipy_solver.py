@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.settings import check_function
 
 
 @final
@@ -39,6 +40,10 @@ class Scipy(LinearSolver):
     uses_start = True
     exact = True
     cost = "the function's, and 1"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be called."""
+        check_function(self, "function", "a solver of scipy.sparse.linalg", "pass the function itself, not its name")
 
     def budget(self, size: int) -> int:
         """Return one for the residual; the function's own are not known."""

@@ -9,7 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status, check_positive
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.settings import check_counts, check_function
 
 
 @final
@@ -49,7 +50,10 @@ class Stochastic(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuse an empty budget."""
-        check_positive("Stochastic", steps=self.steps)
+        check_counts(self, "steps")
+        check_function(
+            self, "optimizer", "tensors -> torch.optim.Optimizer", "pass lambda p: torch.optim.SGD(p, lr=0.1)"
+        )
 
     def budget(self, size: int) -> int:
         """Return one a step and one for the residual."""
@@ -71,5 +75,5 @@ class Stochastic(LinearSolver):
         value = total / (self.steps - self.steps // 2) if self.average else x
         last = operator.fresh()
         residual = float(torch.linalg.vector_norm(b - last(value)) / torch.linalg.vector_norm(b))
-        status = Status.COMPLETED if residual < 100 else Status.DIVERGED
+        status = Status.COMPLETED if residual < 100 else Status.DIVERGED  # or NaN, which the caller tells apart
         return LinearResult(value, status, residual, products + 1, memory=memory)

@@ -1,0 +1,194 @@
+"""The inner problem's functions: their values, gradients and graphs, with checks of what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from hypergrad import guards
+from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
+from hypergrad.objective import UserFunction
+from hypergrad.stationarity import Stationarity
+from hypergrad.tree import Layout, Tree, attached, detached, device_of, leaves
+
+
+@final
+@dataclass(frozen=True)
+class InnerProblem:
+    """argmin of an objective with its penalty, or the root of a condition.
+
+    Attributes:
+        function: the objective g, or the condition R.
+        root: whether ``function`` is a condition.
+        penalty: an elementwise part of the objective, or ``None``.
+        repairs: kernels that its graphs were seen to hold and that have to be replaced.
+    """
+
+    function: UserFunction
+    root: bool
+    penalty: UserFunction | None
+    repairs: set[str] = field(default_factory=set)
+
+    def value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
+        """Return g(θ, λ) with its penalty, a differentiable scalar.
+
+        Raises:
+            UnsupportedError: a root or fixed point, which has no objective.
+            ObjectiveError: not a scalar, or not differentiable.
+        """
+        value, penalty = self._evaluated(params, hparams, batch)
+        if isinstance(value, dict):
+            raise UnsupportedError(
+                passed="a root or fixed point",
+                expected="an inner objective, whose value a line search compares",
+                do="use hypergrad.GradientDescent(lr=1.0), which iterates the map, or hypergrad.Newton",
+            )
+        return value if penalty is None else value + penalty
+
+    def gradient(self, params: Tree, hparams: Tree, batch: Any = None) -> tuple[Tensor, Tree]:
+        """Return g(θ, λ) with its penalty and ∇_θ g; the parameters must require grad."""
+        with torch.enable_grad(), guards.whole_graph:
+            value = self.value(params, hparams, batch)
+        return value.detach(), _gradient(value, params, create_graph=False)
+
+    def residual(
+        self, params: Tree, hparams: Tree, batch: Any = None, *, create_graph: bool = False, inspect: bool = True
+    ) -> Tree:
+        """Return ∇_θ g(θ, λ), or the condition R(θ, λ), as a tree; the parameters must require grad.
+
+        With ``create_graph`` the result can be differentiated, after the checks of :meth:`linearise` unless ``inspect``
+        is off.
+
+        Cost: one evaluation with its gradient.
+        """
+        if create_graph:
+            data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
+        else:
+            with torch.enable_grad(), guards.whole_graph:
+                data, penalty = self._evaluated(params, hparams, batch)
+        if isinstance(data, dict):
+            return data if create_graph else detached(data)
+        return _gradient(_sum(data, penalty), params, create_graph=create_graph)
+
+    def linearise(
+        self,
+        params: Mapping[str, Tensor],
+        hparams: Mapping[str, Tensor],
+        batch: Any = None,
+        *,
+        tangents: bool = False,
+    ) -> Stationarity:
+        """Return the residual at a point with its graph, from which all products are taken.
+
+        Masks drawn in the forward pass are part of the graph, so every product sees the same function.
+        Hyperparameters that require grad are used as they are, which lets a closure over them be differentiated.
+        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters.
+
+        Cost: one evaluation with its gradient.
+
+        Raises:
+            ObjectiveError: not a scalar, not differentiable, or differentiable once only.
+            WrappedModuleError: a graph that a compiled function recorded.
+            UnreachedError: a parameter that the inner problem does not use.
+        """
+        params, hparams = leaves(params), attached(hparams)
+        data, penalty, facts = self._recorded(params, hparams, batch)
+        reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        if isinstance(data, dict):
+            return Stationarity(params, hparams, data, None, None, reached)
+        if tangents:
+            value = _sum(data, penalty)
+            both = _gradient(value, {**params, **{f"hparams/{k}": v for k, v in hparams.items()}}, create_graph=True)
+            slopes = {key: both.pop(f"hparams/{key}") for key in hparams}
+            return Stationarity(params, hparams, both, None, value, reached, slopes)
+        gradient = _gradient(data, params, create_graph=True)
+        if penalty is None:
+            return Stationarity(params, hparams, gradient, None, data, reached)
+        shrinkage = _gradient(penalty, params, create_graph=True)
+        return Stationarity(params, hparams, gradient, shrinkage, _sum(data, penalty), reached)
+
+    def check_reach(self, params: Tree, hparams: Tree, batch: Any) -> None:
+        """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that it does not use; random numbers stay.
+
+        Cost: one evaluation.
+        """
+        with guards.pinned_rng(device_of(params)):
+            self._recorded(leaves(params), attached(hparams), batch)
+
+    def check_penalty(self, params: Tree, hparams: Tree) -> None:
+        """Raise :class:`~hypergrad.errors.ObjectiveError` for a penalty that is not elementwise; random numbers stay.
+
+        Cost: one gradient of the penalty and two products with it.
+        """
+        if self.penalty is None:
+            return
+        points, layout = leaves(params), Layout.of(params)
+        with guards.pinned_rng(device_of(params)), torch.enable_grad():
+            value = self.penalty.scalar(points, attached(hparams), None, differentiable=True)
+        penalty = Stationarity(points, {}, _gradient(value, points, create_graph=True), None, value)
+        generator = torch.Generator().manual_seed(0)
+        v = torch.rand(layout.size, dtype=torch.float64, generator=generator).add_(0.5).to(layout.zeros())
+        product, expected = penalty.hvp(v), v * penalty.hvp(torch.ones_like(v))
+        gap = (product - expected).abs()
+        if bool((gap > 1e-3 * expected.abs().max()).any()):
+            raise ObjectiveError(
+                passed=f"a penalty that couples the entries of params[{layout.name_at(int(gap.argmax()))!r}]",
+                expected="an elementwise penalty, a sum of functions of one entry each, whose Hessian is a diagonal",
+                do="add this term to inner instead",
+            )
+
+    def _evaluated(self, params: Tree, hparams: Tree, batch: Any) -> tuple[Tensor | Tree, Tensor | None]:
+        if self.root:
+            return self.function.tree(params, hparams, batch), None
+        value = self.function.scalar(params, hparams, batch, differentiable=True)
+        if self.penalty is None:
+            return value, None
+        return value, self.penalty.scalar(params, hparams, None, differentiable=True)
+
+    def _recorded(
+        self, params: Tree, hparams: Tree, batch: Any, *, inspect: bool = True
+    ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
+        """Evaluate with a graph that can be differentiated twice, and check that graph."""
+        device = device_of(params)
+        draws = guards.Draws.capture(device)
+        with guards.second_order(device, frozenset(self.repairs)):
+            data, penalty = self._evaluated(params, hparams, batch)
+        if not inspect:
+            return data, penalty, guards.NOTHING
+        outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
+        facts = guards.inspect_graph(outputs, [*params.values(), *hparams.values()], name=self.function.name)
+        if not facts.repairs <= self.repairs:
+            self.repairs.update(facts.repairs)
+            draws.restore()
+            return self._recorded(params, hparams, batch)
+        _check_reached(params, facts)
+        return data, penalty, facts
+
+
+def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
+    with torch.enable_grad():
+        return data if penalty is None else data + penalty
+
+
+def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
+    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
+    return {
+        key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
+        for (key, leaf), slope in zip(params.items(), slopes, strict=True)
+    }
+
+
+def _check_reached(params: Tree, facts: guards.GraphFacts) -> None:
+    unused = [key for key, leaf in params.items() if not facts.reaches(leaf)]
+    if unused:
+        raise UnreachedError(
+            unused,
+            passed=f"params {unused}, which the inner problem does not use",
+            expected="params that training learns: every tensor enters the inner problem",
+            do="leave frozen and unused tensors out of params, or check the names "
+            "(torch.func.functional_call ignores names that the module does not have)",
+        )
