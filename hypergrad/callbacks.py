@@ -7,14 +7,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, final
 
 import torch
 
-from hypergrad import tree
+from hypergrad import saved, tree
 from hypergrad.errors import InputError
+from hypergrad.files import write_whole
 from hypergrad.run import Progress, Run
 from hypergrad.settings import check_counts, check_numbers
 from hypergrad.tree import Tree
@@ -32,6 +33,13 @@ class Callback:
     def end(self, run: Run) -> None:
         """Finish, also after an error or an interrupt; ``run.whole`` tells whether the run can be saved."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run shall go on with, as tensors, numbers and strings; it is saved with the run."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], run: Run) -> None:
+        """Go on from what :meth:`state_dict` returned; called after :meth:`start`, if the checkpoint has something."""
+
 
 @final
 class ProgressBar(Callback):
@@ -48,6 +56,7 @@ class ProgressBar(Callback):
         check_numbers(self, "interval", above=0)
         self._steps = self._first = 0
         self._began = self._shown = 0.0
+        self._pending = ""
 
     def start(self, run: Run, steps: int) -> None:
         """Note the time."""
@@ -56,24 +65,28 @@ class ProgressBar(Callback):
     def step(self, run: Run, progress: Progress) -> None:
         """Rewrite the line on a terminal; elsewhere write one now and then, and at the end."""
         now = time.monotonic()
-        terminal, last = self.stream.isatty(), progress.step == self._steps
-        if not terminal and now - self._shown < self.interval and not last:
-            return
-        self._shown = now
         made = progress.step - self._first
         left = (now - self._began) / made * (self._steps - progress.step)
         line = (
             f"step {progress.step}/{self._steps}  outer loss {progress.outer_loss:.5g}  "
             f"hypergradient {progress.norm:.3g}  {left:.0f} s to go"
         )
-        self.stream.write(f"\r{line:<78}" if terminal else f"{line}\n")
-        self.stream.flush()
+        if self.stream.isatty():
+            self._write(f"\r{line:<78}")
+        elif now - self._shown >= self.interval:
+            self._write(f"{line}\n")
+            self._shown, self._pending = now, ""
+        else:
+            self._pending = f"{line}\n"
 
     def end(self, run: Run) -> None:
-        """End the line."""
-        if self.stream.isatty():
-            self.stream.write("\n")
-            self.stream.flush()
+        """End the line, or write the last one."""
+        self._write("\n" if self.stream.isatty() else self._pending)
+        self._pending = ""
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
 
 
 @final
@@ -106,14 +119,30 @@ class History(Callback):
         report = progress.report.as_dict()
         line = {
             "step": progress.step,
-            "outer_loss": progress.outer_loss if math.isfinite(progress.outer_loss) else None,
-            "norm": progress.norm if math.isfinite(progress.norm) else None,
+            "outer_loss": progress.outer_loss,
+            "norm": progress.norm,
             "step_seconds": progress.seconds,
             **{key: report[key] for key in report if key not in ("outer_loss", "algorithm")},
             **(self.extra(progress) if self.extra else {}),
         }
+        try:
+            text = json.dumps(_without_nan(line), allow_nan=False)
+        except TypeError as error:
+            raise InputError(
+                passed=f"History(extra={self.extra!r}), which returned something else ({error})",
+                expected="a dict of numbers, strings, lists and dicts",
+                do="convert tensors and arrays: float(x), x.tolist()",
+            ) from error
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -138,6 +167,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 @final
 class EarlyStopping(Callback):
     """Stop when a value has not fallen for some steps, and keep the state where it was lowest.
+
+    NaN counts as infinitely high. A resumed run goes on with the lowest value of the run before it.
 
     Args:
         patience: steps without a new lowest value before stopping, at least 1.
@@ -165,11 +196,24 @@ class EarlyStopping(Callback):
     def step(self, run: Run, progress: Progress) -> str | None:
         """Compare with the lowest value."""
         value = progress.outer_loss if self.monitor is None else float(self.monitor(progress))
+        value = math.inf if math.isnan(value) else value
         if self.best is None or value < self.best[0] - self.min_delta:
             self.best = (value, progress.step, tree.cloned(progress.hparams), tree.cloned(progress.params))
         if progress.step - self.best[1] < self.patience:
             return None
         return f"no value below {self.best[0]:.6g} (step {self.best[1]}) for {self.patience} steps"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the lowest value so far with what belongs to it."""
+        return {} if self.best is None else dict(zip(("value", "step", "hparams", "params"), self.best, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Any], run: Run) -> None:
+        """Go on from a lowest value."""
+        if not (isinstance(state.get("value"), float) and isinstance(state.get("step"), int)):
+            raise saved.unfit(f"whose EarlyStopping has {sorted(state)}", "value, step, hparams and params")
+        hparams = saved.tree_like("the saved best hparams", state.get("hparams"), run.hparams)
+        params = saved.tree_like("the saved best params", state.get("params"), run.params)
+        self.best = (state["value"], state["step"], hparams, params)
 
 
 @final
@@ -207,9 +251,8 @@ class Checkpoint(Callback):
             self._save(run)
 
     def _save(self, run: Run) -> None:
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        torch.save(run.state_dict(), temporary)
-        temporary.replace(self.path)
+        state = run.state_dict()
+        write_whole(self.path, lambda path: torch.save(state, path))
         self._saved = run.step_number
 
 

@@ -134,8 +134,19 @@ class TensorSampler:
         return {"epoch": self._epoch, "batch": self._batch}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to an epoch and batch number."""
-        self._epoch, self._batch = state["epoch"], state["batch"]
+        """Go to an epoch and batch number.
+
+        Raises:
+            InputError: not a position of this sampler.
+        """
+        epoch, batch = state.get("epoch"), state.get("batch")
+        if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < self.batches):
+            raise InputError(
+                passed=f"samplers' position {dict(state)}",
+                expected=f"an epoch from 0 and a batch from 0 to {self.batches - 1}",
+                do="resume with the data and the batch size that the position belongs to",
+            )
+        self._epoch, self._batch = epoch, batch
 
     def _permutation(self) -> Tensor:
         if self._order is None or self._order[0] != self._epoch:

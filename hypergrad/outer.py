@@ -15,6 +15,7 @@ from hypergrad.algorithm import Algorithm, Cost, Hypergradient
 from hypergrad.domains import Box, Positive, UnitInterval
 from hypergrad.errors import InputError
 from hypergrad.problem import Problem
+from hypergrad.saved import unfit
 from hypergrad.settings import check_counts, check_function, check_numbers
 from hypergrad.tree import Layout, Tree
 
@@ -178,12 +179,19 @@ class _TorchState:
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+        return {**self._names(), "optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        names = self._names()
+        found = {key: state.get(key) for key in names}
+        if found != names:
+            raise unfit(f"whose outer_state has {found}", str(names))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+    def _names(self) -> dict[str, str]:
+        return {"optimizer_class": type(self.optimizer).__name__, "scheduler_class": type(self.scheduler).__name__}
 
 
 @final

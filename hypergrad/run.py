@@ -5,18 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm
+from hypergrad import saved, tree
+from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm, check_finite
 from hypergrad.errors import InputError
 from hypergrad.outer import Oracle, OuterMove
 from hypergrad.problem import Problem
+from hypergrad.settings import check_count
 from hypergrad.tree import Tree
 
-FORMAT = 1
+
+class Companion(Protocol):
+    """What goes along with a run and is saved with it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and strings, nested in dicts and lists."""
+        ...
 
 
 @final
@@ -69,6 +76,8 @@ class Run:
         step_number: outer steps made.
         hparams: λ now.
         params: θ after the last training.
+        whole: whether the run stands between two steps, so that it can be saved.
+        companions: what is saved with the run, by name; the trainer puts its callbacks here.
     """
 
     def __init__(
@@ -99,17 +108,19 @@ class Run:
         self._told: set[str] = set()
         self.step_number = 0
         self.whole = True
+        self.companions: dict[str, Companion] = {}
 
     def step(self) -> Progress:
         """Take one outer step; each kind of warning is given once in a run.
 
         Raises:
-            NumericalError: NaN or a diverged solve; the run stays before the step.
+            NumericalError: NaN, a diverged solve, or a move to infinity; the run stays before the step.
         """
         start = time.perf_counter()
         oracle = Oracle(self.problem, self.algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
         try:
             moved = self.outer.update(oracle, self.hparams, self._outer_state)
+            check_finite("hparams", moved, when=f"after the outer move of step {self.step_number + 1}")
         except BaseException:
             self.whole = not oracle.results  # before the first answer the outer move has changed nothing
             oracle.rewind()
@@ -136,9 +147,7 @@ class Run:
         """Return everything the run needs to go on, as tensors, numbers and strings; the tensors are copies."""
         samplers = (self.problem.inner_data, self.problem.outer_data)
         return {
-            "format": FORMAT,
-            "algorithm": type(self.algorithm).__name__,
-            "outer": type(self.outer).__name__,
+            **self._names(),
             "seed": self.seed,
             "step_number": self.step_number,
             "hparams": tree.pack(self.hparams),
@@ -146,6 +155,7 @@ class Run:
             "algorithm_state": tree.pack(self._state),
             "outer_state": tree.pack(self._outer_state.state_dict()),
             "samplers": [None if sampler is None else sampler.state_dict() for sampler in samplers],
+            "callbacks": {name: tree.pack(companion.state_dict()) for name, companion in self.companions.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -155,30 +165,24 @@ class Run:
             InputError: a state of another format, algorithm or outer move, or with other tensors; the run stays as
                 it was.
         """
-        mine = {"format": FORMAT, "algorithm": type(self.algorithm).__name__, "outer": type(self.outer).__name__}
-        found = {key: state.get(key) for key in mine}
-        if found != mine:
-            raise InputError(
-                passed=f"a saved run with {found}",
-                expected=f"{mine}",
-                do="resume with the settings that wrote the checkpoint, or start afresh in another directory",
-            )
-        for name in ("hparams", "params"):
-            tree.check_keys(f"the saved {name}", state[name], getattr(self, name))
-            tree.check_shapes(f"the saved {name}", state[name], getattr(self, name))
-        algorithm_state = tree.unpack(self._state, state["algorithm_state"])
-        device = tree.device_of(self.params)
-        self.hparams = {key: value.to(device) for key, value in state["hparams"].items()}
-        self.params = {key: value.to(device) for key, value in state["params"].items()}
-        self._state = tree.moved(algorithm_state, device)
-        self._outer_state = self.outer.init(self.hparams, self.problem)
-        self._outer_state.load_state_dict(state["outer_state"])
-        for sampler, position in zip(
-            (self.problem.inner_data, self.problem.outer_data), state["samplers"], strict=True
-        ):
-            if sampler is not None and position is not None:
-                sampler.load_state_dict(position)
+        saved.check_entries(state, self._names())
+        hparams = saved.tree_like("the saved hparams", state["hparams"], self.hparams)
+        params = saved.tree_like("the saved params", state["params"], self.params)
+        algorithm_state = saved.algorithm_state(state["algorithm_state"], self._state, tree.device_of(params))
+        outer_state = self.outer.init(hparams, self.problem)
+        saved.load_part("outer_state", outer_state.load_state_dict, state["outer_state"])
+        saved.load_samplers(state["samplers"], (self.problem.inner_data, self.problem.outer_data))
+        self.hparams, self.params = hparams, params
+        self._state, self._outer_state = algorithm_state, outer_state
         self.seed, self.step_number = state["seed"], state["step_number"]
+        self.whole = True
+
+    def _names(self) -> dict[str, Any]:
+        return {
+            "format": saved.FORMAT,
+            "algorithm": type(self.algorithm).__name__,
+            "outer": type(self.outer).__name__,
+        }
 
 
 def iterate(
@@ -221,10 +225,8 @@ def iterate(
         >>> progress.moved["x"].round(decimals=3)
         tensor([3.])
     """
-    if steps is not None and not steps > 0:
-        raise InputError(
-            f"steps={steps}", "steps > 0, or None for a loop without end", "pass the number of outer steps"
-        )
+    if steps is not None:
+        check_count("iterate", "steps", steps, do="pass the number of outer steps, or None for a loop without end")
     run = Run(problem, algorithm, params, hparams, outer, seed=seed)
     return _steps(run, steps)
 

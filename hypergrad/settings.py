@@ -71,10 +71,10 @@ def check_choice(owner: object, name: str, choices: Iterable[str]) -> None:
         raise _wrong(type(owner).__name__, name, value, expected + hint, "pick one of these")
 
 
-def check_kind(owner: object, name: str, kind: type, do: str) -> None:
-    """Raise :class:`~hypergrad.errors.InputError` unless an attribute is an instance of ``kind``."""
+def check_kind(owner: object, name: str, kind: type, do: str, *, optional: bool = False) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` unless an attribute is an instance of ``kind``, or ``optional``."""
     for _, value, _ in _given(owner, [name]):
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) and not (optional and value is None):
             raise _wrong(type(owner).__name__, name, value, f"an instance of a {kind.__name__}, not a class", do)
 
 

@@ -7,18 +7,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
 
+from hypergrad import saved
 from hypergrad.algorithm import Algorithm
-from hypergrad.callbacks import Callback, EarlyStopping, load_checkpoint
-from hypergrad.errors import InputError
+from hypergrad.callbacks import Callback, Checkpoint, EarlyStopping, load_checkpoint
 from hypergrad.outer import OuterMove
 from hypergrad.problem import Problem
 from hypergrad.run import Progress, Run
+from hypergrad.settings import check_count
 from hypergrad.tree import Tree
 
 
@@ -53,7 +55,7 @@ class Trainer:
         problem: the two objectives and their samplers.
         algorithm: how hypergradients are found.
         outer: what moves the hyperparameters.
-        callbacks: called in order after every step.
+        callbacks: called in order after every step, checkpoints last.
         seed: seed of the run's random numbers.
 
     Example:
@@ -107,28 +109,42 @@ class Trainer:
             NumericalError: NaN or a diverged solve; callbacks have finished then.
             KeyboardInterrupt: after Ctrl-C; callbacks have finished then.
         """
-        if not steps > 0:
-            raise InputError(f"fit(steps={steps})", "steps > 0", "pass the number of outer steps in all")
+        check_count("fit", "steps", steps, do="pass the number of outer steps in all")
         run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed)
+        kept: Mapping[str, Any] = {}
         if resume is not None:
-            run.load_state_dict(load_checkpoint(resume))
-        last, stopped = None, "steps"
-        for callback in self.callbacks:
-            callback.start(run, steps)
-        try:
-            with _graceful_interrupt() as interrupted:
-                while run.step_number < steps:
-                    last = run.step()
-                    reasons = [reason for callback in self.callbacks if (reason := callback.step(run, last))]
-                    if interrupted:
-                        raise KeyboardInterrupt
-                    if reasons:
-                        stopped = reasons[0]
-                        break
-        finally:
-            for callback in self.callbacks:
-                callback.end(run)
+            state = load_checkpoint(resume)
+            run.load_state_dict(state)
+            kept = state["callbacks"]
+        with ExitStack() as ends:
+            for name, callback in self._named().items():
+                callback.start(run, steps)
+                ends.callback(callback.end, run)
+                if kept.get(name):
+                    saved.load_part("callbacks", partial(callback.load_state_dict, run=run), kept[name])
+                run.companions[name] = callback
+            last, stopped = self._go(run, steps)
         return self._fitted(run, stopped, last)
+
+    def _go(self, run: Run, steps: int) -> tuple[Progress | None, str]:
+        last, callbacks = None, list(self._named().values())
+        with _graceful_interrupt() as interrupted:
+            while run.step_number < steps:
+                last = run.step()
+                reasons = [reason for callback in callbacks if (reason := callback.step(run, last))]
+                if interrupted:
+                    raise KeyboardInterrupt
+                if reasons:
+                    return last, reasons[0]
+        return last, "steps"
+
+    def _named(self) -> dict[str, Callback]:
+        """Return the callbacks under names, checkpoints last, so that they save what the others learned from a step."""
+        found: dict[str, Callback] = {}
+        for callback in sorted(self.callbacks, key=lambda callback: isinstance(callback, Checkpoint)):
+            kind = type(callback).__name__
+            found[f"{kind} {sum(name.startswith(f'{kind} ') for name in found)}"] = callback
+        return found
 
     def _fitted(self, run: Run, stopped: str, last: Progress | None) -> Fitted:
         for callback in self.callbacks:

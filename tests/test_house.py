@@ -23,7 +23,7 @@ import hypergrad as hg
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "version"),
+    ("errors", "files", "version"),
     ("settings",),
     ("tree", "data", "domains"),
     ("guards", "objective", "stationarity"),
@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("solvers.bilevel",),
+    ("saved",),
     ("hypergradient", "differentiable", "live", "outer", "check"),
     ("run",),
     ("callbacks",),

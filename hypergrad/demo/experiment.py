@@ -18,7 +18,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +31,7 @@ import hypergrad as hg
 from hypergrad.demo.data import SIDE, Examples, NoisySplit, load, require, split
 from hypergrad.demo.figure import draw, table
 from hypergrad.errors import InputError, did_you_mean
+from hypergrad.files import write_whole
 from hypergrad.tree import Tree
 
 MODELS = {"linear": "softmax regression", "mlp": "one hidden layer"}
@@ -299,18 +300,11 @@ def _write(out: Path, parts: NoisySplit, weights: Tensor, result: dict[str, Any]
                 corrupted=parts.corrupted.numpy(),
             )
 
-    _write_whole(out / "weights.npz", save_arrays)
-    _write_whole(
+    write_whole(out / "weights.npz", save_arrays)
+    write_whole(
         out / "cleaning.png",
         lambda path: draw(path, parts, weights, data=result["data"], threshold=THRESHOLD, title=title),
     )
-    _write_whole(
+    write_whole(
         out / "result.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     )
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name and rename, so that a file is whole wherever it exists."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    temporary.replace(path)

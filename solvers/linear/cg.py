@@ -73,7 +73,9 @@ class CG(LinearSolver):
         """Refuse settings out of range."""
         check_counts(self, "max_steps", "check_every")
         check_numbers(self, "rtol", "atol", least=0)
-        check_kind(self, "preconditioner", Preconditioner, "pass one of hypergrad's, such as hypergrad.Jacobi()")
+        check_kind(
+            self, "preconditioner", Preconditioner, "pass one of hypergrad's, such as hypergrad.Jacobi()", optional=True
+        )
 
     def budget(self, size: int) -> int:
         """Return the iterations and the preconditioner's products."""
