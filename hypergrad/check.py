@@ -111,8 +111,8 @@ def check(
         resolve: how to train again; by default as the algorithm trains, and L-BFGS to 1e-9 in float64 (1e-5 in
             float32) for an implicit algorithm without an inner solver.
         directions: directions for each tensor, at least 1.
-        steps: step sizes, falling, above 0, in units of the tensor's root mean square (1 for a zero tensor): by default
-            1e-2, 1e-3, 1e-4 in float64 and 1e-1, 3e-2, 1e-2 in float32.
+        steps: two or more step sizes, falling, above 0, in units of the tensor's root mean square (1 for a zero
+            tensor): by default 1e-2, 1e-3, 1e-4 in float64 and 1e-1, 3e-2, 1e-2 in float32.
         tolerance: largest relative error of a hypergradient that agrees, above 0.
         seed: seed of the directions and of the random numbers that all runs share.
         verbose: whether to print the result.
@@ -140,24 +140,28 @@ def check(
     check_number("check", "tolerance", tolerance, above=0)
     check_algorithm(algorithm)
     params, hparams = problem.check_inputs(params, hparams)
-    runs = _Runs(problem, params, hparams, algorithm, resolve, seed)
-    steps = steps or _default_steps(hparams)
+    steps = _default_steps(hparams) if steps is None else steps
     if len(steps) < 2 or not all(a > b > 0 for a, b in itertools.pairwise(steps)):
         raise InputError(f"check(steps={steps})", "two or more step sizes, falling, above 0", "leave steps out")
-    found = runs.hypergradient()
-    repeatable = runs.value(hparams) == runs.value(hparams)
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for name, point in hparams.items():
-        vectors = _directions(found.grads[name], directions, generator)
-        rows.append(_compare(name, point, found.grads[name], vectors, runs, steps, tolerance))
-    verdicts = {row.verdict for row in rows} if repeatable else {UNDECIDED}
-    verdict = next(v for v in (DISAGREES, UNDECIDED, AGREES) if v in verdicts)
-    cause = "" if verdict == AGREES else _cause(rows, found, algorithm, runs, repeatable=repeatable)
-    result = CheckResult(tuple(rows), verdict, cause, runs.trainings, found)
+    runs = _Runs(problem, params, hparams, algorithm, resolve, seed)
+    with guards.again(runs.draws):
+        result = _checked(runs, directions, steps, tolerance)
     if verbose:
         print(result)
     return result
+
+
+def _checked(runs: _Runs, directions: int, steps: tuple[float, ...], tolerance: float) -> CheckResult:
+    found = runs.hypergradient()
+    runs.base = runs.value(runs.hparams)
+    repeatable = runs.base == runs.value(runs.hparams)
+    generator = torch.Generator().manual_seed(runs.seed)
+    vectors = {name: _directions(found.grads[name], directions, generator) for name in runs.hparams}
+    rows = [_compare(name, found.grads[name], vectors[name], runs, steps, tolerance) for name in runs.hparams]
+    verdicts = {row.verdict for row in rows} if repeatable else {UNDECIDED}
+    verdict = next(v for v in (DISAGREES, UNDECIDED, AGREES) if v in verdicts)
+    cause = "" if verdict == AGREES else _cause(rows, found, runs, vectors, repeatable=repeatable)
+    return CheckResult(tuple(rows), verdict, cause, runs.trainings, found)
 
 
 class _Runs:
@@ -179,7 +183,7 @@ class _Runs:
             dtype = next(iter(params.values())).dtype
             resolve = LBFGS(tolerance=1e-9 if dtype == torch.float64 else 1e-5, steps=1000)
         self.resolve = resolve
-        self.trainings = 0
+        self.trainings, self.base = 0, math.nan
         self.seed = seed
         self.draws = guards.Draws.capture(self.device, problem.inner_data, problem.outer_data)
 
@@ -196,14 +200,17 @@ class _Runs:
             with torch.no_grad():
                 return float(self.problem.outer_value(trained, hparams, self.problem.draw_outer()))
 
-    def slope(self, name: str, shift: Tensor, length: float) -> float:
-        """Return (F(λ + shift) − F(λ − shift)) / 2 length, NaN where training breaks down on the way."""
+    def slope(self, name: str, shift: Tensor, length: float) -> tuple[float, float]:
+        """Return (F(λ + shift) − F(λ − shift)) / 2 length and its rounding error, NaN where training breaks down."""
         point = self.hparams[name]
         try:
             above, below = (self.value({**self.hparams, name: point + sign * shift}) for sign in (1, -1))
         except NumericalError:
-            return math.nan
-        return (above - below) / (2 * length)
+            return math.nan, math.nan
+        steepness = abs(above + below - 2 * self.base) / length  # F may be steep at both ends and level between them
+        moved = steepness * float(torch.linalg.vector_norm(point))  # what rounding λ and θ(λ) does to F, but for eps
+        rounding = 4 * torch.finfo(point.dtype).eps * (max(abs(above), abs(below)) + moved)
+        return (above - below) / (2 * length), rounding / (2 * length)
 
     def _trained(self, hparams: Tree) -> Tree:
         if self.resolve is None:
@@ -237,34 +244,38 @@ def _directions(grad: Tensor, count: int, generator: torch.Generator) -> list[Te
 
 def _compare(
     name: str,
-    point: Tensor,
     grad: Tensor,
     vectors: list[Tensor],
     runs: _Runs,
     steps: tuple[float, ...],
     tolerance: float,
 ) -> TensorCheck:
-    scale = float(point.square().mean().sqrt()) or 1.0
+    scale = float(runs.hparams[name].square().mean().sqrt()) or 1.0
     predicted = [float((grad * vector).sum()) for vector in vectors]
     measured, doubts = [], []
     for vector in vectors:
-        slopes = [runs.slope(name, step * scale * vector, step * scale) for step in steps]
-        gaps = [abs(a - b) if math.isfinite(a - b) else math.inf for a, b in itertools.pairwise(slopes)]
+        slopes, roundings = zip(*(runs.slope(name, h * scale * vector, h * scale) for h in steps), strict=True)
+        gaps = [
+            abs(a - b) + rounding for (a, b), rounding in zip(itertools.pairwise(slopes), roundings[1:], strict=True)
+        ]
+        gaps = [gap if math.isfinite(gap) else math.inf for gap in gaps]
         best = min(range(len(gaps)), key=gaps.__getitem__)
         measured.append(slopes[best + 1])
         doubts.append(gaps[best])
-    size = math.hypot(*measured)
-    floor = math.hypot(*doubts) / size if size else math.hypot(*doubts)
+    size, doubt = math.hypot(*measured), math.hypot(*doubts)
     gap = math.hypot(*(p - m for p, m in zip(predicted, measured, strict=True)))
-    error = gap / size if size else (0.0 if gap == 0 else math.inf)
     lengths = size * math.hypot(*predicted)
     cosine = sum(p * m for p, m in zip(predicted, measured, strict=True)) / lengths if lengths else float(gap == 0)
-    verdict = DISAGREES if error > max(tolerance, 3 * floor) else AGREES if floor <= 0.1 else UNDECIDED
+    if gap > max(tolerance * size, 3 * doubt):
+        verdict = DISAGREES
+    else:
+        verdict = AGREES if doubt <= 0.1 * size or gap == size == 0 else UNDECIDED
+    error, floor = (value / size if size else math.inf if value else 0.0 for value in (gap, doubt))
     return TensorCheck(name, error, cosine, floor, tuple(predicted), tuple(measured), verdict)
 
 
 def _cause(
-    rows: list[TensorCheck], found: Hypergradient, algorithm: Algorithm[Any], runs: _Runs, *, repeatable: bool
+    rows: list[TensorCheck], found: Hypergradient, runs: _Runs, vectors: dict[str, list[Tensor]], *, repeatable: bool
 ) -> str:
     """Return the likely cause of what went wrong, the most telling sign first."""
     if not repeatable:
@@ -276,24 +287,25 @@ def _cause(
     if not bad:
         return (
             "the noise floor is too high to decide: train to a tighter tolerance, use float64, or pass other steps "
-            "(larger against noise, smaller where training breaks down)"
+            "(larger steps against noise, smaller where training breaks down)"
         )
-    if not algorithm.exact:
-        return f"likely cause: this estimator is biased or random by design: {algorithm!r}"
+    if not runs.algorithm.exact:
+        return f"likely cause: this estimator is biased or random by design: {runs.algorithm!r}"
     for kind in ("curvature", "convergence", "stationarity"):
         if kind in found.report.notes:
             return f"likely cause: {found.report.notes[kind]}"
-    return f"likely cause: {_pattern(bad, runs)}"
+    return f"likely cause: {_pattern(bad, runs.direct(), vectors)}"
 
 
-def _pattern(bad: list[TensorCheck], runs: _Runs) -> str:
-    direct = runs.direct()
+def _pattern(bad: list[TensorCheck], direct: Tree, vectors: dict[str, list[Tensor]]) -> str:
     names = ", ".join(repr(row.name) for row in bad)
     for row in bad:
         missing = [m - p for p, m in zip(row.predicted, row.measured, strict=True)]
-        along = float(torch.linalg.vector_norm(direct[row.name])) if row.name in direct else 0.0
-        if along and abs(abs(missing[0]) - along) < 0.05 * along and row.cosine < 0.999:
-            return f"the direct part ∂f/∂λ of {row.name!r} seems to be left out or to have the wrong sign"
+        along = [float((direct[row.name] * v).sum()) for v in vectors[row.name]] if row.name in direct else []
+        for times, fault in ((1, "is left out"), (2, "has the wrong sign")):
+            gap = math.hypot(*(m - times * d for m, d in zip(missing, along, strict=False)))
+            if any(along) and gap < 0.01 * math.hypot(*along):
+                return f"the direct part ∂f/∂λ of {row.name!r} {fault}"
     if all(row.cosine < -0.9 for row in bad):
         return f"the sign of {names} is reversed"
     if all(row.cosine > 0.99 for row in bad):

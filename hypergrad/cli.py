@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypergrad.errors import HypergradError, InputError
+from hypergrad.errors import HypergradError, InputError, did_you_mean
+from hypergrad.objective import count_arguments
 from hypergrad.version import __version__
 
 EXIT_FAILED, EXIT_MISUSED, EXIT_UNDECIDED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
         return status
+    except SystemExit as error:  # of the user's own code, and no verdict of ours
+        print(f"hypergrad {options.command}: the code that was called exited with {error.code!r}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("hypergrad: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -89,26 +94,40 @@ def _demo(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from hypergrad.check import UNDECIDED, check
 
-    given = _factory(options.factory)()
-    names = ("problem", "params", "hparams", "algorithm")
-    if isinstance(given, tuple) and len(given) == len(names):
-        given = dict(zip(names, given, strict=True))
-    if not isinstance(given, Mapping) or not set(names) <= set(given):
-        raise InputError(
-            passed=f"{options.factory}, which returned {type(given).__name__}",
-            expected="(problem, params, hparams, algorithm), or a dict of hypergrad.check's arguments",
-            do="return these four from the factory",
-        )
     settings = {"directions": options.directions, "tolerance": options.tolerance, "seed": options.seed}
-    result = check(**{**settings, **given})
+    result = check(**{**settings, **_arguments(options.factory, _factory(options.factory)())})
     return 0 if result.passed else EXIT_UNDECIDED if result.verdict == UNDECIDED else EXIT_FAILED
 
 
-def _factory(name: str) -> Any:
+def _arguments(name: str, given: Any) -> Mapping[str, Any]:
+    """Return what a factory returned as arguments of :func:`hypergrad.check`."""
+    from hypergrad.check import check
+
+    needed, known = ("problem", "params", "hparams", "algorithm"), inspect.signature(check).parameters
+    if isinstance(given, tuple) and len(given) == len(needed):
+        return dict(zip(needed, given, strict=True))
+    found = f"a {type(given).__name__}"
+    if isinstance(given, Mapping):
+        missing, unknown = [key for key in needed if key not in given], [key for key in given if key not in known]
+        if not missing and not unknown:
+            return given
+        found = " and ".join(
+            [f"nothing under {key!r}" for key in missing] + [f"{key!r}{did_you_mean(key, known)}" for key in unknown]
+        )
+    raise InputError(
+        passed=f"{name}, which returned {found}",
+        expected="(problem, params, hparams, algorithm), or a dict of hypergrad.check's arguments",
+        do="return these from the factory",
+    )
+
+
+def _factory(name: str) -> Callable[[], Any]:
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
         raise InputError(
-            passed=name, expected="module:factory, such as experiments.ridge:problem", do="name both, with a colon"
+            passed=repr(name),
+            expected="module:factory, such as experiments.ridge:problem",
+            do="name both, with a colon",
         )
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import system wants a string
     try:
@@ -121,11 +140,22 @@ def _factory(name: str) -> Any:
         ) from error
     finally:
         sys.path.pop(0)
-    function = getattr(module, function_name, None)
+    function: Callable[[], Any] | None = getattr(module, function_name, None)
     if not callable(function):
+        near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise InputError(
-            passed=f"{name}: {module_name} has no function {function_name!r}",
+            passed=f"{name}: {module_name} has no function {function_name!r}{near}",
             expected="a function without arguments",
             do="check the spelling; it must stand at the top level of the module",
         )
+    if count_arguments(function, (0,)) is None:
+        raise InputError(
+            passed=f"{name}{inspect.signature(function)}",
+            expected="a function without arguments",
+            do="give its arguments default values, or write a function around it",
+        )
     return function
+
+
+if __name__ == "__main__":
+    sys.exit(main())

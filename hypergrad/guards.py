@@ -147,7 +147,7 @@ class _CompositeWeightNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch._weight_norm:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
             v, g, *dim = args
             return v * (g / torch.norm_except_dim(v, 2, dim[0] if dim else (kwargs or {}).get("dim", 0)))
         return func(*args, **(kwargs or {}))

@@ -6,6 +6,7 @@ The plural forms read attributes of the object that is being built; ``None`` pas
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -38,11 +39,9 @@ def check_number(
     do: str = "",
 ) -> None:
     """Raise :class:`~hypergrad.errors.InputError` unless ``value`` is a number within the limits that are given."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    within = number and (
-        (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
-    )
-    if not within:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    within = (above is None or number > above) and (least is None or number >= least)
+    if math.isnan(number) or not within or (below is not None and not number < below):
         signs = {">": above, ">=": least, "<": below}
         limits = " and ".join(f"{sign} {limit:g}" for sign, limit in signs.items() if limit is not None)
         raise _wrong(call, name, value, f"a number, {name} {limits}", do)

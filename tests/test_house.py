@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("",),  # hypergrad/__init__.py: the public names
     ("testing", "demo"),
     ("cli",),
+    ("__main__",),
 )
 """Modules and packages of ``hypergrad``, the lowest floor first: what stands on one may import what lies below it.
 

@@ -34,6 +34,13 @@ class LBFGS(InnerSolver):
         UnsupportedError: a root or fixed point, which has no objective to search along.
 
     Source: Liu and Nocedal (1989).
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(lambda params, hparams: (params["w"] - hparams["x"]).square().sum(), max)
+        >>> trained = LBFGS().run(problem, {"w": torch.zeros(2)}, {"x": torch.tensor([1.0, 2.0])})
+        >>> trained.params["w"], str(trained.status)
+        (tensor([1., 2.]), 'converged')
     """
 
     tolerance: float = 1e-8

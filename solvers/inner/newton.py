@@ -36,6 +36,14 @@ class Newton(InnerSolver):
 
     Raises:
         InputError: more parameters than ``max_size``.
+        NonFiniteError: NaN or infinity in a gradient or in the Hessian.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(lambda params, hparams: (params["w"].exp() - hparams["x"] * params["w"]).sum(), max)
+        >>> start = {"w": torch.zeros(1, dtype=torch.float64)}, {"x": torch.ones(1, dtype=torch.float64).exp()}
+        >>> Newton().run(problem, *start).params["w"]
+        tensor([1.], dtype=torch.float64)
     """
 
     tolerance: float = 1e-10
@@ -101,8 +109,8 @@ def _direction(stationarity: Stationarity, step: int) -> Tensor:
     rows = stationarity.layout.views(matrix.sum(dim=1))
     check_finite("the inner Hessian's rows of params", rows, when=f"at step {step} of Newton's method")
     if stationarity.loss is None:
-        step: Tensor = torch.linalg.solve(matrix.mT, stationarity.residual())
-        return -step
+        solution: Tensor = torch.linalg.solve(matrix.mT, stationarity.residual())
+        return -solution
     values: Tensor
     vectors: Tensor
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)

@@ -38,7 +38,6 @@ class Training(InnerSolver):
 
     Example:
         >>> import torch
-    from torch import Tensor
         >>> Training(lambda params, hparams: {"w": hparams["x"]}).budget().inner_gradients
         0
     """

@@ -35,6 +35,14 @@ class PenaltyDiagonal(Preconditioner):
         refresh: number of solves that use one probe, at least 1.
 
     Cost: 1 product every ``refresh`` solves.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> d, b = torch.tensor([1.0, 100.0]), torch.tensor([1.0, 100.0])
+        >>> operator = hg.Operator(lambda y, v, alpha, scale, shift: y.add_(v, alpha=0.01 * alpha), b, diagonal=d)
+        >>> apply, memory = PenaltyDiagonal().build(operator, {})
+        >>> apply(b), operator.products
+        (tensor([1., 1.]), 1)
     """
 
     refresh: int = 10
@@ -76,6 +84,12 @@ class Jacobi(Preconditioner):
         refresh: number of solves that use one diagonal, at least 1.
 
     Cost: ``probes`` products every ``refresh`` solves.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> d = torch.tensor([1.0, 100.0])
+        >>> hg.CG(preconditioner=Jacobi(probes=1)).solve(lambda v: d * v, torch.ones(2)).products  # a probe and a step
+        2
 
     Source: the diagonal estimate of ADAHESSIAN (Yao et al. 2021), there an optimizer's scaling.
     """
