@@ -20,15 +20,13 @@ from hypergrad.algorithm import (
     check_reached,
     refuse_second_order,
 )
-from hypergrad.data import Fixed
-from hypergrad.errors import DivergenceError, NonFiniteError, NumericalError, UnsupportedError
+from hypergrad.errors import UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
-from hypergrad.problem import OuterGradients, Problem
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
+from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
+from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
-from hypergrad.solvers.linear.spectrum import top_curvature
-from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Tree
 
 
@@ -141,16 +139,16 @@ class Implicit(Algorithm[ImplicitState]):
                 trained = self.inner.run(problem, params, hparams)
                 params, cost = trained.params, trained.cost
             outer = problem.outer_gradients(params, hparams, problem.draw_outer())
-            point = _Point(self, problem, params, hparams)
+            point = Point(self.linear, self.damping, problem, params, hparams)
             reach = tree.norm(outer.params) * tree.norm(params)
-            gap = _check_point(outer, point.stationarity)
+            gap = point.check(outer)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
             grads = outer.minus(point.stationarity.cross(solution.value))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
-        point.check_finite(solution, b)
+        point.check_solution(solution, b)
         check_finite("the mixed product for hparams", grads, when="where training ended")
         cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
         slope = point.stationarity.slope(solution.value).abs()
@@ -169,9 +167,9 @@ class Implicit(Algorithm[ImplicitState]):
         device = tree.device_of(params)
         with guards.pinned_rng(device):
             trained = self.response(problem, ImplicitState(tree.detached(params)), tree.detached(hparams))
-            point = _Point(self, problem, trained, hparams)
-        check_finite("the inner gradient of params", point.stationarity.ends(), when="where training ended")
+            point = Point(self.linear, self.damping, problem, trained, hparams)
         ends = point.stationarity.ends()
+        check_finite("the inner gradient of params", ends, when="where training ended")
         apply: Any = _Attach.apply
         correction = apply(point, *ends.values())
         return {key: trained[key] + shift for key, shift in zip(ends, correction, strict=True)}
@@ -236,93 +234,22 @@ class Implicit(Algorithm[ImplicitState]):
         )
 
 
-class _Point:
-    """The inner problem linearised where training ended, and solves with its Hessian."""
-
-    def __init__(self, algorithm: Implicit, problem: Problem, params: Tree, hparams: Tree) -> None:
-        self.algorithm, self.problem = algorithm, problem
-        self.stationarity = problem.linearise(params, hparams, problem.draw_inner())
-        self.linearised = 1
-
-    def solve(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
-        operator = Operator.of(self.stationarity, self.algorithm.damping, redraw=self._redraw())
-        result = self.algorithm.linear.solve_flat(operator, b, start, memory)
-        if result.status is Status.DIVERGED:
-            raise self._diverged(operator, b)
-        return result
-
-    def check_finite(self, result: LinearResult, b: Tensor) -> None:
-        """Raise where a solve of a finite system met NaN or infinity."""
-        if result.status is not Status.NON_FINITE and bool(torch.isfinite(result.value).all()):
-            return
-        name = tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))
-        raise _non_finite_product(name)
-
-    def _diverged(self, operator: Operator, b: Tensor) -> NumericalError:
-        name = tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))
-        if name is not None:
-            return _non_finite_product(name)
-        top, _ = top_curvature(operator, None, steps=20)
-        longest = 2 / top if top else float("inf")
-        return DivergenceError(
-            passed=f"{self.algorithm.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
-            expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {longest:.3g}",
-            do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
-            "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
-        )
-
-    def _redraw(self) -> Any:
-        if self.problem.inner_data is None or isinstance(self.problem.inner_data, Fixed):
-            return None
-
-        def redraw() -> Operator:
-            self.linearised += 1
-            fresh = self.problem.linearise(
-                self.stationarity.params, self.stationarity.hparams, self.problem.draw_inner()
-            )
-            return Operator.of(fresh, self.algorithm.damping)
-
-        return redraw
-
-
 class _Attach(torch.autograd.Function):
     """S: zero forwards, −H⁻¹ backwards."""
 
     @staticmethod
-    def forward(ctx: Any, point: _Point, *ends: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, point: Point, *ends: Tensor) -> tuple[Tensor, ...]:
         ctx.point = point
         return tuple(torch.zeros_like(end) for end in ends)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
-        point: _Point = ctx.point
+        point: Point = ctx.point
         layout = point.stationarity.layout
         b = layout.flatten(dict(zip(layout.shapes, cotangents, strict=True)))
         check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
         with guards.pinned_rng(b.device):
             result = point.solve(b, None, {})
-        point.check_finite(result, b)
+        point.check_solution(result, b)
         return (None, *(-view for view in layout.views(result.value).values()))
-
-
-def _check_point(outer: OuterGradients, point: Stationarity) -> Tensor:
-    """Return ‖∇_θ g‖ after checking that both objectives are finite where training ended; one look at the device."""
-    gap = point.length()
-    if not bool(torch.isfinite(torch.stack([outer.value, tree.norm(outer.params), gap])).all()):
-        when = "where training ended"
-        check_finite("the outer loss", {"f": outer.value}, when=when)
-        check_finite("the inner gradient of params", point.layout.views(point.residual()), when=when)
-        check_finite("the outer gradient of params", outer.params, when=when)
-    check_finite("the outer gradient of hparams", outer.hparams, when="where training ended")
-    return gap
-
-
-def _non_finite_product(name: str | None) -> NonFiniteError:
-    where = f"product 1 of the linear solve, in params {name!r}" if name else "a later product of the linear solve"
-    return NonFiniteError(
-        passed=f"NaN or infinity in {where}",
-        expected="finite second derivatives of the inner objective",
-        do="look for sqrt, norm, log or division at points where their second derivative is infinite, such as "
-        "torch.linalg.vector_norm at 0; add a small epsilon inside",
-    )

@@ -1,0 +1,95 @@
+"""The inner problem linearised where training ended, with solves that name what goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypergrad import tree
+from hypergrad.algorithm import check_finite
+from hypergrad.data import Fixed
+from hypergrad.errors import DivergenceError, NonFiniteError, NumericalError
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
+from hypergrad.problem import OuterGradients, Problem
+from hypergrad.solvers.linear.spectrum import top_curvature
+from hypergrad.tree import Tree
+
+
+class Point:
+    """The inner problem linearised where training ended, and solves with its Hessian."""
+
+    def __init__(self, linear: LinearSolver, damping: float, problem: Problem, params: Tree, hparams: Tree) -> None:
+        """Draw an inner batch and build the graph of the inner gradient."""
+        self.linear, self.damping, self.problem = linear, damping, problem
+        self.stationarity = problem.linearise(params, hparams, problem.draw_inner())
+        self.linearised = 1
+
+    def solve(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
+        """Solve H q = b.
+
+        Raises:
+            DivergenceError: the solve diverged.
+        """
+        operator = Operator.of(self.stationarity, self.damping, redraw=self._redraw())
+        result = self.linear.solve_flat(operator, b, start, memory)
+        if result.status is Status.DIVERGED:
+            raise self._diverged(operator, b)
+        return result
+
+    def check(self, outer: OuterGradients) -> Tensor:
+        """Return ‖∇_θ g‖ after checking that both objectives are finite here; one look at the device."""
+        gap, when = self.stationarity.length(), "where training ended"
+        if not bool(torch.isfinite(torch.stack([outer.value, tree.norm(outer.params), gap])).all()):
+            check_finite("the outer loss", {"f": outer.value}, when=when)
+            views = self.stationarity.layout.views(self.stationarity.residual())
+            check_finite("the inner gradient of params", views, when=when)
+            check_finite("the outer gradient of params", outer.params, when=when)
+        check_finite("the outer gradient of hparams", outer.hparams, when=when)
+        return gap
+
+    def check_solution(self, result: LinearResult, b: Tensor) -> None:
+        """Raise where a solve of a finite system met NaN or infinity."""
+        if result.status is not Status.NON_FINITE and bool(torch.isfinite(result.value).all()):
+            return
+        raise _non_finite_product(self._broken(b))
+
+    def _broken(self, b: Tensor) -> str | None:
+        return tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))
+
+    def _diverged(self, operator: Operator, b: Tensor) -> NumericalError:
+        name = self._broken(b)
+        if name is not None:
+            return _non_finite_product(name)
+        top, _ = top_curvature(operator, None, steps=20)
+        longest = 2 / top if top else float("inf")
+        return DivergenceError(
+            passed=f"{self.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
+            expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {longest:.3g}",
+            do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
+            "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
+        )
+
+    def _redraw(self) -> Any:
+        if self.problem.inner_data is None or isinstance(self.problem.inner_data, Fixed):
+            return None
+
+        def redraw() -> Operator:
+            self.linearised += 1
+            fresh = self.problem.linearise(
+                self.stationarity.params, self.stationarity.hparams, self.problem.draw_inner()
+            )
+            return Operator.of(fresh, self.damping)
+
+        return redraw
+
+
+def _non_finite_product(name: str | None) -> NonFiniteError:
+    where = f"product 1 of the linear solve, in params {name!r}" if name else "a later product of the linear solve"
+    return NonFiniteError(
+        passed=f"NaN or infinity in {where}",
+        expected="finite second derivatives of the inner objective",
+        do="look for sqrt, norm, log or division at points where their second derivative is infinite, such as "
+        "torch.linalg.vector_norm at 0; add a small epsilon inside",
+    )
