@@ -436,7 +436,13 @@ def test_a_process_ends_with_the_status(module: Write) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_process_that_gets_ctrl_c_ends_with_the_status_and_without_a_traceback(module: Write) -> None:
-    name = module("import time\ndef factory():\n    print('waiting', flush=True)\n    time.sleep(100)\n")
+    name = module(
+        "import signal, time\n"
+        "def factory():\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
     process = subprocess.Popen(
         [*COMMAND, "check", f"{name}:factory"],
         stdout=subprocess.PIPE,
@@ -445,9 +451,13 @@ def test_a_process_that_gets_ctrl_c_ends_with_the_status_and_without_a_traceback
         env=ENVIRONMENT,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert errors == "hypergrad: interrupted\n"
 
