@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -140,19 +141,19 @@ class Implicit(Algorithm[ImplicitState]):
                 params, cost = trained.params, trained.cost
             outer = problem.outer_gradients(params, hparams, problem.draw_outer())
             point = Point(self.linear, self.damping, problem, params, hparams)
-            reach = tree.norm(outer.params) * tree.norm(params)
-            gap = point.check(outer)
+            gap, steepness = point.check(outer)
+            reach = steepness * tree.norm(params)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
             grads = outer.minus(point.stationarity.cross(solution.value))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
-        point.check_solution(solution, b)
-        check_finite("the mixed product for hparams", grads, when="where training ended")
-        cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
         slope = point.stationarity.slope(solution.value).abs()
         scales = torch.stack([outer.value, reach, gap, slope]).tolist()
+        point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
+        check_finite("the mixed product for hparams", grads, when="where training ended")
+        cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
         report = self._report(scales, solution, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
@@ -251,5 +252,5 @@ class _Attach(torch.autograd.Function):
         check_finite("the cotangent of params", layout.views(b), when="in the backward pass")
         with guards.pinned_rng(b.device):
             result = point.solve(b, None, {})
-        point.check_solution(result, b)
+        point.check_solution(result, b, finite=tree.first_non_finite({"": result.value}) is None)
         return (None, *(-view for view in layout.views(result.value).values()))

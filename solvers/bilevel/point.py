@@ -38,20 +38,20 @@ class Point:
             raise self._diverged(operator, b)
         return result
 
-    def check(self, outer: OuterGradients) -> Tensor:
-        """Return ‖∇_θ g‖ after checking that both objectives are finite here; one look at the device."""
-        gap, when = self.stationarity.length(), "where training ended"
-        if not bool(torch.isfinite(torch.stack([outer.value, tree.norm(outer.params), gap])).all()):
+    def check(self, outer: OuterGradients) -> tuple[Tensor, Tensor]:
+        """Return ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
+        gap, steepness, when = self.stationarity.length(), tree.norm(outer.params), "where training ended"
+        if not bool(torch.isfinite(torch.stack([outer.value, steepness, gap])).all()):
             check_finite("the outer loss", {"f": outer.value}, when=when)
             views = self.stationarity.layout.views(self.stationarity.residual())
             check_finite("the inner gradient of params", views, when=when)
             check_finite("the outer gradient of params", outer.params, when=when)
         check_finite("the outer gradient of hparams", outer.hparams, when=when)
-        return gap
+        return gap, steepness
 
-    def check_solution(self, result: LinearResult, b: Tensor) -> None:
-        """Raise where a solve of a finite system met NaN or infinity."""
-        if result.status is not Status.NON_FINITE and bool(torch.isfinite(result.value).all()):
+    def check_solution(self, result: LinearResult, b: Tensor, *, finite: bool) -> None:
+        """Raise where a solve of a finite system met NaN or infinity; ``finite`` says that its value has none."""
+        if finite and result.status is not Status.NON_FINITE:
             return
         raise _non_finite_product(self._broken(b))
 
