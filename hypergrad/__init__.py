@@ -42,6 +42,7 @@ from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel import Implicit as Implicit
 from hypergrad.solvers.bilevel import Unrolled as Unrolled
 from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder
+from hypergrad.solvers.bilevel import ZoRD as ZoRD
 from hypergrad.solvers.inner import LBFGS as LBFGS
 from hypergrad.solvers.inner import Adam as Adam
 from hypergrad.solvers.inner import GradientDescent as GradientDescent

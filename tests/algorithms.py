@@ -406,4 +406,31 @@ ZEROTH_ORDER = [
     ),
 ]
 
+
+def remembering(known: KnownProblem) -> hg.ZoRD:
+    return hg.ZoRD(fitted(known), radius=0.05, candidates=20)
+
+
+def process_gradient(known: KnownProblem) -> Tree:
+    """The slope of the process's mean, by autograd through a dense solve, given the runs that the first step made."""
+    algorithm, layout = remembering(known), Layout.of(known.hparams)
+    state = algorithm.init(known.problem, known.params, known.hparams)
+    state = algorithm.step(known.problem, state, known.hparams)[1]
+    x = layout.flatten(known.hparams).double().requires_grad_()
+
+    def kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-(left[:, None] - right[None]).square().sum(-1) / 2)
+
+    center, matrix = state.values.mean(), kernel(state.points, state.points)
+    scale = float(state.values.max() - state.values.min()) or 1.0
+    noise = algorithm.noise * torch.eye(len(matrix), dtype=matrix.dtype)
+    mean = kernel(x[None], state.points) @ torch.linalg.solve(matrix + noise, (state.values - center) / scale)
+    (slope,) = torch.autograd.grad(scale * mean.sum(), x)
+    return layout.views(slope.to(layout.dtype))
+
+
+ZEROTH_ORDER.append(
+    Row(name="zord", build=remembering, expected=process_gradient, exact=False, tolerance=1e-6, tolerance32=1e-5)
+)
+
 TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, check_finite, replayed
+from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Report, Stopwatch, replayed
 from hypergrad.errors import InputError
 from hypergrad.inner import InnerSolver
 from hypergrad.linear import Status
 from hypergrad.problem import Problem
 from hypergrad.settings import check_choice, check_counts, check_kind, check_numbers
+from hypergrad.solvers.bilevel.training_runs import TrainingRuns, start, still
 from hypergrad.tree import Layout, Tree
 
 
@@ -129,8 +130,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
     def response(self, problem: Problem, state: ZerothOrderState, hparams: Tree) -> Tree:
         """Return θ(λ)."""
         hparams = tree.detached(hparams)
-        start = state.params if problem.initial is None else tree.detached(problem.start(hparams, state.params))
-        return self.inner.run(problem, start, hparams).params
+        return self.inner.run(problem, start(problem, state.params, hparams), hparams).params
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ(λ) with a backward pass by differences."""
@@ -141,7 +141,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
         device = tree.device_of(state.params)
         watch, layout = Stopwatch(device), Layout.of(hparams)
         with guards.pinned_rng(device):
-            runs = _Runs(self, problem, state, layout)
+            runs = TrainingRuns(self.inner, problem, state.params, layout)
             origin = layout.flatten(tree.detached(hparams))
             value, params = runs.at(origin)
             vectors = self.directions_at(state.steps, layout)
@@ -155,7 +155,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
             cost=runs.cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),
-            notes=_notes(grads),
+            notes=still(grads, remedy="raise step_size"),
         )
         following = ZerothOrderState(params if self.warm_start else state.params, state.steps + 1)
         return Hypergradient(grads, params, value, report), following
@@ -171,49 +171,12 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
         drawn = torch.randn(self.directions, layout.size, dtype=torch.float64, generator=generator)
         return list((drawn / drawn.norm(dim=1, keepdim=True)).to(layout.device, layout.dtype))
 
-    def _slope(self, runs: _Runs, origin: Tensor, value: Tensor, vector: Tensor) -> Tensor:
+    def _slope(self, runs: TrainingRuns, origin: Tensor, value: Tensor, vector: Tensor) -> Tensor:
         """Return the difference quotient along a unit vector."""
-        high, above = runs.around(origin, self.step_size * vector)
-        low, below = runs.around(origin, -self.step_size * vector) if self.central else (origin, value)
+        high, low, below = runs.inside(origin + self.step_size * vector), origin, value
+        above, _ = runs.at(high)
+        if self.central:
+            low = runs.inside(origin - self.step_size * vector)
+            below, _ = runs.at(low)
         distance = torch.dot(high - low, vector)
         return torch.where(distance > 0, (above - below) / distance, 0.0)
-
-
-class _Runs:
-    """Training runs from one start with common random numbers."""
-
-    def __init__(self, algorithm: ZerothOrder, problem: Problem, state: ZerothOrderState, layout: Layout) -> None:
-        self.algorithm, self.problem, self.state, self.layout = algorithm, problem, state, layout
-        self.draws = problem.draws(layout.device)
-        self.outer_batch = problem.draw_outer()
-        self.cost = Cost()
-
-    def around(self, origin: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point origin + shift, projected on the domain, and F there."""
-        point = self.layout.views(origin + shift)
-        projected = self.problem.project(point)
-        place = self.layout.flatten(projected)
-        return place, self.at(place)[0]
-
-    def at(self, place: Tensor) -> tuple[Tensor, Tree]:
-        """Return F and θ at a flat point."""
-        hparams = self.layout.views(place)
-        self.draws.restore()
-        initial = self.problem.initial
-        start = self.state.params if initial is None else tree.detached(self.problem.start(hparams, self.state.params))
-        trained = self.algorithm.inner.run(self.problem, start, hparams)
-        with torch.no_grad():
-            value = self.problem.outer_value(trained.params, hparams, self.outer_batch).detach()
-        check_finite("the outer loss", {"f": value}, when="at the end of a training run")
-        self.cost += trained.cost + Cost(outer_values=1)
-        return value, trained.params
-
-
-def _notes(grads: Tree) -> dict[str, str]:
-    still = [name for name, grad in grads.items() if not bool(grad.any())]
-    if not still:
-        return {}
-    return {
-        "reach": f"the outer loss did not change at all when hparams {still} were moved; check that training and outer "
-        "use them, or raise step_size"
-    }

@@ -127,7 +127,8 @@ DIFFERENTIATING: dict[str, Any] = {
 ZEROTH_ORDER = hg.ZerothOrder(hg.GradientDescent(lr=0.3, steps=4))
 
 
-EVERY: dict[str, Any] = {**DIFFERENTIATING, "zeroth-order": ZEROTH_ORDER}
+ZORD = hg.ZoRD(hg.GradientDescent(lr=0.3, steps=4), candidates=3)
+EVERY: dict[str, Any] = {**DIFFERENTIATING, "zeroth-order": ZEROTH_ORDER, "zord": ZORD}
 
 
 each_differentiating = pytest.mark.parametrize("algorithm", DIFFERENTIATING.values(), ids=DIFFERENTIATING)
