@@ -67,7 +67,8 @@ class DerivativePosterior:
 
     def _kernel(self, left: Tensor, right: Tensor) -> Tensor:
         gaps = (left[:, None, :] - right).square().sum(dim=-1)
-        return torch.exp(-gaps / (2 * self.length_scale**2))
+        kernel: Tensor = torch.exp(-gaps / (2 * self.length_scale**2))
+        return kernel
 
     def _slopes(self, x: Tensor, points: Tensor | None = None) -> Tensor:
         points = self.points if points is None else points
