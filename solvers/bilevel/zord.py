@@ -63,12 +63,12 @@ class DerivativePosterior:
         slopes = torch.linalg.solve_triangular(self._factor, self._slopes(x).mT, upper=False)
         covariance = self._slopes(x, candidates) - slopes.mT @ whitened
         variance = 1 + self.noise - whitened.square().sum(dim=0)
-        return covariance.square().sum(dim=0) / variance.clamp(min=self.noise)
+        gains: Tensor = covariance.square().sum(dim=0) / variance.clamp(min=self.noise)
+        return gains
 
     def _kernel(self, left: Tensor, right: Tensor) -> Tensor:
         gaps = (left[:, None, :] - right).square().sum(dim=-1)
-        kernel: Tensor = torch.exp(-gaps / (2 * self.length_scale**2))
-        return kernel
+        return torch.exp(-gaps / (2 * self.length_scale**2))
 
     def _slopes(self, x: Tensor, points: Tensor | None = None) -> Tensor:
         points = self.points if points is None else points
