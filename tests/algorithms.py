@@ -17,8 +17,9 @@ import torch
 import hypergrad as hg
 from hypergrad.algorithm import Algorithm
 from hypergrad.linear import LinearSolver
-from hypergrad.testing import KnownProblem, implicit_reference, linearisation, unrolled_reference
+from hypergrad.testing import KnownProblem
 from hypergrad.tree import Layout, Tree
+from tests.expected import by_autograd, damped, guided, inverse_series, process_gradient, projections, truncated, truth
 
 Expected = Callable[[KnownProblem], Tree]
 
@@ -50,10 +51,6 @@ class Row:
     opaque: bool = False
 
 
-def truth(known: KnownProblem) -> Tree:
-    return known.hypergradient()
-
-
 def fitted(known: KnownProblem) -> hg.Training:
     return hg.Training(lambda params, hparams: known.solution(hparams))
 
@@ -79,25 +76,6 @@ def implicit(name: str, linear: Callable[[KnownProblem], LinearSolver], **option
         applies=lambda known: solvable(linear(known), known),
         **{"expected": truth, **options},
     )
-
-
-def inverse_series(known: KnownProblem, terms: int) -> Tree:
-    """The Neumann series as a matrix polynomial: α Σ (I − αJᵀ)ʲ."""
-    solution = known.trained()
-    jacobian = linearisation(known, solution, known.hparams).jacobian.mT
-    identity = torch.eye(len(jacobian), dtype=jacobian.dtype)
-    power, total = identity, torch.zeros_like(jacobian)
-    for _ in range(terms + 1):
-        total = total + power
-        power = power @ (identity - known.step * jacobian)
-    return implicit_reference(known, known.step * total, solution, known.hparams)
-
-
-def damped(known: KnownProblem, damping: float) -> Tree:
-    solution = known.trained()
-    jacobian = linearisation(known, solution, known.hparams).jacobian.mT
-    identity = torch.eye(len(jacobian), dtype=jacobian.dtype)
-    return implicit_reference(known, torch.linalg.inv(jacobian + damping * identity), solution, known.hparams)
 
 
 def neumann(terms: int, known: KnownProblem) -> hg.Neumann:
@@ -196,23 +174,6 @@ def unrolled(name: str, build: Callable[[KnownProblem], Algorithm[Any]], **optio
     return Row(name=f"unrolled-{name}", build=build, **{"expected": truth, "applies": descends, **options})
 
 
-def by_autograd(known: KnownProblem, lr: float, steps: int) -> Tree:
-    """dF_T/dλ through Adam's textbook formulas, by one backward pass."""
-    lam = {key: value.detach().requires_grad_() for key, value in known.hparams.items()}
-    point = {key: value.detach().requires_grad_() for key, value in known.params.items()}
-    first = {key: torch.zeros_like(value) for key, value in point.items()}
-    second = {key: torch.zeros_like(value) for key, value in point.items()}
-    for step in range(1, steps + 1):
-        gradient = known.problem.residual(point, lam, create_graph=True)
-        first = {key: 0.9 * first[key] + 0.1 * gradient[key] for key in point}
-        second = {key: 0.99 * second[key] + 0.01 * gradient[key] ** 2 for key in point}
-        scale = {key: (second[key] / (1 - 0.99**step)).sqrt() + 1e-3 for key in point}
-        point = {key: point[key] - lr * first[key] / (1 - 0.9**step) / scale[key] for key in point}
-    value = known.problem.outer_value(point, lam)
-    slopes = torch.autograd.grad(value, list(lam.values()), materialize_grads=True)
-    return dict(zip(lam, slopes, strict=True))
-
-
 SMALL_ADAM = hg.Adam(lr=0.05, beta2=0.99, eps=1e-3)
 
 
@@ -233,10 +194,6 @@ def with_momentum(known: KnownProblem, keep: Any, nesterov: bool) -> hg.Unrolled
 
 def with_adam(known: KnownProblem, keep: Any) -> hg.Unrolled:
     return hg.Unrolled(12, SMALL_ADAM, keep=keep)
-
-
-def truncated(window: int, known: KnownProblem) -> Tree:
-    return unrolled_reference(known, known.step, known.steps, min(window, known.steps), known.hparams)
 
 
 UNROLLED = [
@@ -283,23 +240,6 @@ UNROLLED = [
 
 def gradient_descent(known: KnownProblem) -> hg.GradientDescent:
     return hg.GradientDescent(lr=known.step)
-
-
-def projections(known: KnownProblem, build: Callable[[KnownProblem], Any], scale: float) -> Tree:
-    """The mean of ⟨dF, v⟩ v over the directions that the first step uses, times a factor."""
-    layout = Layout.of(known.hparams)
-    slope = layout.flatten(known.hypergradient())
-    vectors = torch.stack(build(known).directions_at(0, layout))
-    return layout.views(scale * (vectors @ slope) @ vectors / len(vectors))
-
-
-def guided(known: KnownProblem) -> Tree:
-    """The projection of dF on the truncated hypergradient."""
-    layout, window = Layout.of(known.hparams), min(3, known.steps)
-    guess = layout.flatten(unrolled_reference(known, known.step, known.steps, window, known.hparams))
-    slope = layout.flatten(known.hypergradient())
-    length = guess @ guess
-    return layout.views(guess * (slope @ guess / length if float(length) else 0.0))
 
 
 def forward_random(known: KnownProblem, distribution: Any, directions: int) -> hg.ForwardMode:
@@ -379,6 +319,10 @@ def runs(known: KnownProblem, **options: Any) -> hg.ZerothOrder:
     return hg.ZerothOrder(fitted(known), step_size=step_size, **options)
 
 
+def remembering(known: KnownProblem) -> hg.ZoRD:
+    return hg.ZoRD(fitted(known), radius=0.05, candidates=20)
+
+
 ZEROTH_ORDER = [
     Row(
         name="zeroth-order-cge",
@@ -404,33 +348,15 @@ ZEROTH_ORDER = [
         tolerance=1e-6,
         tolerance32=1e-2,
     ),
+    Row(
+        name="zord",
+        build=remembering,
+        expected=partial(process_gradient, build=remembering),
+        exact=False,
+        tolerance=1e-6,
+        tolerance32=1e-5,
+    ),
 ]
 
-
-def remembering(known: KnownProblem) -> hg.ZoRD:
-    return hg.ZoRD(fitted(known), radius=0.05, candidates=20)
-
-
-def process_gradient(known: KnownProblem) -> Tree:
-    """The slope of the process's mean, by autograd through a dense solve, given the runs that the first step made."""
-    algorithm, layout = remembering(known), Layout.of(known.hparams)
-    state = algorithm.init(known.problem, known.params, known.hparams)
-    state = algorithm.step(known.problem, state, known.hparams)[1]
-    x = layout.flatten(known.hparams).double().requires_grad_()
-
-    def kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-(left[:, None] - right[None]).square().sum(-1) / 2)
-
-    center, matrix = state.values.mean(), kernel(state.points, state.points)
-    scale = float(state.values.max() - state.values.min()) or 1.0
-    noise = algorithm.noise * torch.eye(len(matrix), dtype=matrix.dtype)
-    mean = kernel(x[None], state.points) @ torch.linalg.solve(matrix + noise, (state.values - center) / scale)
-    (slope,) = torch.autograd.grad(scale * mean.sum(), x)
-    return layout.views(slope.to(layout.dtype))
-
-
-ZEROTH_ORDER.append(
-    Row(name="zord", build=remembering, expected=process_gradient, exact=False, tolerance=1e-6, tolerance32=1e-5)
-)
 
 TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER]
