@@ -36,6 +36,20 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class Partitioned(Sampler, Protocol):
+    """A sampler of a finite number of batches that stay the same, which a method can remember things of."""
+
+    @property
+    def batches(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def batch(self, place: int) -> Any:
+        """Return batch number ``place``, from 0."""
+        ...
+
+
 @final
 class Fixed:
     """The same batch every time.
@@ -65,6 +79,95 @@ class Fixed:
 
 
 @final
+class Partition:
+    """Batches of equal size that stay the same, drawn at random with replacement, for methods that remember batches.
+
+    Draw number k is a batch that depends on ``seed`` and k only, so the position is one integer.
+
+    Args:
+        tensors: tensors with one row per example.
+        batch_size: number of examples in a batch; it divides the number of examples.
+        seed: seed of the draws, and of which example is in which batch.
+        index: whether a batch starts with the row numbers, as per-example hyperparameters need.
+
+    Raises:
+        InputError: no tensors, different numbers of rows, or a batch size that does not divide them.
+
+    Example:
+        >>> import torch
+        >>> partition = Partition(torch.arange(6.0), batch_size=2)
+        >>> partition.batches, bool((partition.batch(1)[0] == partition.batch(1)[0]).all())
+        (3, True)
+    """
+
+    def __init__(self, *tensors: Tensor, batch_size: int, seed: int = 0, index: bool = False) -> None:
+        """Deal the examples out."""
+        self.rows = _rows(tensors)
+        if not (isinstance(batch_size, int) and 1 <= batch_size <= self.rows and self.rows % batch_size == 0):
+            raise InputError(
+                passed=f"batch_size={batch_size} for {self.rows} examples",
+                expected=f"a number that divides {self.rows}, so that every batch weighs the same",
+                do="choose a divisor, or leave some examples out",
+            )
+        self.tensors, self.batch_size, self.seed, self.index = tensors, batch_size, seed, index
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        self._order = torch.randperm(self.rows, generator=generator).to(tensors[0].device).view(-1, batch_size)
+        self._drawn = 0
+
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return len(self._order)
+
+    def batch(self, place: int) -> tuple[Tensor, ...]:
+        """Return batch number ``place``, from 0."""
+        rows = self._order[place]
+        picked = tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+        return (rows, *picked) if self.index else picked
+
+    def draw(self) -> tuple[Tensor, ...]:
+        """Return a random batch."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._drawn + 1) % 2**63)
+        self._drawn += 1
+        return self.batch(int(torch.randint(self.batches, (), generator=generator)))
+
+    def full(self) -> tuple[Tensor, ...]:
+        """Return all examples in their own order."""
+        rows = torch.arange(self.rows, device=self.tensors[0].device)
+        return (rows, *self.tensors) if self.index else self.tensors
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of batches drawn."""
+        return {"drawn": self._drawn}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to a number of batches drawn.
+
+        Raises:
+            InputError: not a position of this sampler.
+        """
+        drawn = state.get("drawn")
+        if not (isinstance(drawn, int) and drawn >= 0):
+            raise InputError(
+                passed=f"samplers' position {dict(state)}",
+                expected="the number of batches drawn, at least 0",
+                do="resume with the sampler that the position belongs to",
+            )
+        self._drawn = drawn
+
+
+def _rows(tensors: tuple[Tensor, ...]) -> int:
+    rows = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
+    if len(rows) != 1 or None in rows:
+        raise InputError(
+            passed=f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]}",
+            expected="at least one tensor, all with the same number of rows",
+            do="stack the data so that row i of every tensor belongs to example i",
+        )
+    return tensors[0].shape[0]
+
+
+@final
 class TensorSampler:
     """Shuffled minibatches of tensors that lie on one device, indexed there.
 
@@ -90,15 +193,7 @@ class TensorSampler:
 
     def __init__(self, *tensors: Tensor, batch_size: int, seed: int = 0, index: bool = False) -> None:
         """Check the rows and start before the first batch."""
-        rows = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
-        if len(rows) != 1 or None in rows:
-            raise InputError(
-                passed=f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]}",
-                expected="at least one tensor, all with the same number of rows",
-                do="stack the data so that row i of every tensor belongs to example i",
-            )
-        self.tensors = tensors
-        self.rows = tensors[0].shape[0]
+        self.tensors, self.rows = tensors, _rows(tensors)
         if not 1 <= batch_size <= self.rows:
             raise InputError(
                 passed=f"batch_size={batch_size} for {self.rows} examples",

@@ -175,6 +175,11 @@ class Problem:
             outer_data=self.outer_data if outer is None else Fixed(outer),
         )
 
+    @property
+    def root(self) -> bool:
+        """Whether the inner problem is a root or fixed point, which has no objective."""
+        return self.condition is not None
+
     def project(self, hparams: Tree) -> Tree:
         """Return the hyperparameters with those that have a domain projected onto it."""
         domains = self.hparams_domain

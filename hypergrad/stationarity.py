@@ -148,6 +148,18 @@ class Stationarity:
             for (key, value), p in zip(self.hparams.items(), pulled, strict=True)
         }
 
+    def both(self, v: Tensor) -> tuple[Tensor, Tree]:
+        """Return (∂R/∂θ)ᵀ v as a flat vector and (∂R/∂λ)ᵀ v as a tree, from one reverse pass; one product."""
+        self.products += 1
+        pulled = _pull(self._all_ends(v), {**self.params, **{f"hparams/{k}": h for k, h in self.hparams.items()}})
+        product = self.layout.zeros()
+        self._accumulate(product, pulled[: len(self.params)], 1.0)
+        mixed = {
+            key: torch.zeros_like(value, requires_grad=False) if p is None else p
+            for (key, value), p in zip(self.hparams.items(), pulled[len(self.params) :], strict=True)
+        }
+        return product, mixed
+
     def jvp(self, params_tangent: Tensor | None, hparams_tangent: Mapping[str, Tensor] | None) -> Tensor:
         """Return ∂R/∂θ · θ̇ + ∂R/∂λ · λ̇ as a flat vector; ``None`` stands for a zero tangent.
 

@@ -1,0 +1,117 @@
+"""What single-loop methods share: a number of iterations a step, backward passes, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from hypergrad import guards, tree
+from hypergrad.algorithm import Algorithm, Hypergradient, Report, Stopwatch, check_finite, check_reached, replayed
+from hypergrad.errors import UnsupportedError
+from hypergrad.linear import Status
+from hypergrad.problem import Problem
+from hypergrad.settings import check_counts
+from hypergrad.solvers.bilevel.oracles import Oracles
+from hypergrad.solvers.bilevel.trajectory import UNREACHED
+from hypergrad.tree import Tree
+
+
+class LoopState(Protocol):
+    """What the state of a single-loop method holds at least."""
+
+    @property
+    def params(self) -> Tree:
+        """Return θ now."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Return the number of hypergradients taken."""
+        ...
+
+    @property
+    def made(self) -> int:
+        """Return the number of iterations made."""
+        ...
+
+
+S = TypeVar("S", bound=LoopState)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleLoop(Algorithm[S]):
+    """A method that goes on with θ, and what else it tracks, by a few iterations a step.
+
+    Args:
+        iterations: iterations of θ and of what else is tracked in each step, at least 1. With more than one the
+            direction for λ is that of the last.
+        adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
+    """
+
+    iterations: int = 1
+    adjoint_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        check_counts(self, "iterations", "adjoint_iterations")
+
+    @abstractmethod
+    def _start(self, params: Tree, hparams: Tree) -> S:
+        """Return the state before the first iteration."""
+
+    @abstractmethod
+    def _iterate(self, oracles: Oracles, state: S) -> tuple[Tensor, Tree, S]:
+        """Make one iteration and return f, the direction for λ, and the next state."""
+
+    def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:
+        """Check the inputs and start at ``params``."""
+        params, checked = problem.check_inputs(params, hparams)
+        if problem.initial is not None:
+            raise UnsupportedError(
+                passed=f"{type(self).__name__} for a problem with initial",
+                expected="training that goes on from where it stood",
+                do="use hypergrad.Unrolled or hypergrad.ForwardMode, which differentiate the start of training",
+            )
+        return self._start(tree.detached(params), tree.detached(checked))
+
+    def response(self, problem: Problem, state: S, hparams: Tree) -> Tree:
+        """Return θ after the iterations of one step at ``hparams``."""
+        oracles = Oracles(problem, state.params, tree.leaves(hparams))
+        for _ in range(self.iterations):
+            _, _, state = self._iterate(oracles, state)
+        return state.params
+
+    def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
+        """Return θ after ``adjoint_iterations`` iterations with a backward pass that makes them again."""
+        return replayed(dataclasses.replace(self, iterations=self.adjoint_iterations), problem, params, hparams)
+
+    def step(self, problem: Problem, state: S, hparams: Tree) -> tuple[Hypergradient, S]:
+        """Make the iterations of one step and return the last direction for λ."""
+        device = tree.device_of(state.params)
+        watch, first = Stopwatch(device), state.steps == 0
+        with guards.pinned_rng(device):
+            oracles = Oracles(problem, state.params, tree.attached(hparams))
+            value, grads, state = self._iterate(oracles, state)
+            for _ in range(self.iterations - 1):
+                value, grads, state = self._iterate(oracles, state)
+        if first:
+            check_reached(hparams, oracles.reached, advice=UNREACHED)
+        check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
+        check_finite("params", state.params, when=f"after iteration {state.made}")
+        check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
+        report = Report(
+            algorithm=repr(self),
+            status=str(Status.COMPLETED),
+            outer_loss=float(value),
+            cost=oracles.cost,
+            seconds=watch.seconds(),
+            peak_bytes=watch.peak_bytes(),
+        )
+        following: Any = state
+        following = dataclasses.replace(following, steps=following.steps + 1)
+        return Hypergradient(tree.cloned(grads), following.params, value, report), following

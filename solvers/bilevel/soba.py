@@ -1,0 +1,114 @@
+"""SOBA: one stochastic step of all three variables at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hypergrad.algorithm import Cost
+from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.solvers.bilevel.oracles import Oracles
+from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.tree import Layout, Tree
+
+
+@final
+@dataclass(frozen=True)
+class SOBAState:
+    """What :class:`SOBA` tracks.
+
+    Attributes:
+        params: θ.
+        solution: q, which follows H⁻¹ ∂f/∂θ, as a flat vector.
+        steps: hypergradients taken.
+        made: iterations made.
+    """
+
+    params: Tree
+    solution: Tensor
+    steps: int = 0
+    made: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SOBA(SingleLoop[SOBAState]):
+    """θ, q ≈ H⁻¹ ∂f/∂θ and λ move at once, each along a stochastic direction taken at the same point.
+
+    With one inner batch i and one outer batch j:
+
+    - θ ← θ − α_t ∇_θ g_i,
+    - q ← q − β_t (H_i q − ∂f_j/∂θ),
+    - the direction for λ is ∂f_j/∂λ − (∂²g_i/∂θ∂λ)ᵀ q.
+
+    Both products with q come from one reverse pass. At a fixed λ and without noise the three settle at the exact
+    hypergradient; with λ on the move the direction lags behind, less the smaller the steps are.
+
+    Args:
+        step_size: α_t, above 0: a number or a function of the iteration. The paper lets it fall as t^(−1/2), as the
+            outer optimizer's.
+        linear_step_size: β_t, likewise; α_t by default.
+        iterations: iterations in each step, at least 1; 1 in the paper.
+        adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
+
+    Cost: 1 inner gradient, 1 product and 1 outer gradient an iteration.
+
+    Raises:
+        NonFiniteError: steps so long that an iterate overflowed.
+
+    Source: Dagréou, Ablin, Vaiter, Moreau, "A framework for bilevel optimization that enables stochastic and global
+    variance reduction algorithms" (2022), algorithm 1 with the directions of SOBA. Our q is −v there.
+
+    Example:
+        >>> import torch, hypergrad as hg
+        >>> problem = hg.Problem(
+        ...     inner=lambda params, hparams: 0.5 * (params["w"] - hparams["x"]).square().sum(),
+        ...     outer=lambda params, hparams: 0.5 * params["w"].square().sum(),
+        ... )
+        >>> algorithm = hg.SOBA(step_size=0.5, iterations=40)
+        >>> hg.hypergradient(problem, {"w": torch.zeros(1)}, {"x": torch.full((1,), 2.0)}, algorithm).grads["x"]
+        tensor([2.])
+    """
+
+    step_size: Schedule
+    linear_step_size: Schedule | None = None
+    order = 2
+    cost = "1 inner gradient + 1 product + 1 outer gradient an iteration"
+    needs = "a strongly convex inner problem"
+
+    @property
+    def exact(self) -> bool:
+        """Whether it settles at dF/dλ, at a fixed λ and without noise."""
+        return True
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether random directions are drawn: never."""
+        return False
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        super().__post_init__()
+        check_schedules(self, "step_size")
+        check_schedules(self, "linear_step_size", optional=True)
+
+    def budget(self, params_size: int, hparams_size: int) -> Cost:
+        """Return the passes of a step."""
+        return Cost(self.iterations, self.iterations, self.iterations)
+
+    def _start(self, params: Tree, hparams: Tree) -> SOBAState:
+        return SOBAState(params, Layout.of(params).zeros())
+
+    def _iterate(self, oracles: Oracles, state: SOBAState) -> tuple[Tensor, Tree, SOBAState]:
+        problem, layout = oracles.problem, oracles.layout
+        z = layout.flatten(state.params)
+        found = oracles.directions(z, state.solution, problem.draw_inner(), problem.draw_outer())
+        step = scheduled(self, "step_size", state.made)
+        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        z = torch.sub(z, found.params, alpha=step)
+        solution = torch.sub(state.solution, found.linear, alpha=linear)
+        following = SOBAState(layout.views(z), solution, state.steps, state.made + 1)
+        return found.value, found.hparams, following
