@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -183,6 +183,34 @@ class Algorithm(ABC, Generic[S]):
     @abstractmethod
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return the passes that a first step claims: exactly these, or at most where a tolerance can end it."""
+
+    def at_tolerance(self, inner: float, linear: float) -> Self:
+        """Return the same algorithm at another accuracy, for outer moves that choose it.
+
+        Args:
+            inner: largest ‖∇_θ g‖ that training may leave, above 0.
+            linear: largest residual ‖H q − ∂f/∂θ‖ that the linear solve may leave, above 0.
+
+        Raises:
+            UnsupportedError: an algorithm, or a part of one, that has no tolerance.
+        """
+        raise self._without_tolerances()
+
+    def trained(self, problem: Problem, state: S, hparams: Tree) -> tuple[Tree, Cost]:
+        """Return θ(λ) as :meth:`response` does, with the passes that it took.
+
+        Raises:
+            UnsupportedError: an algorithm that has no tolerances.
+        """
+        raise self._without_tolerances()
+
+    def _without_tolerances(self) -> UnsupportedError:
+        return UnsupportedError(
+            passed=f"{type(self).__name__} with an outer move that chooses the accuracy of each hypergradient",
+            expected="an algorithm that trains and solves to tolerances",
+            do="use hypergrad.Implicit(hypergrad.CG(), inner=hypergrad.LBFGS()), or move the hyperparameters with "
+            "hypergrad.outer.Torch",
+        )
 
 
 def check_algorithm(algorithm: object) -> None:

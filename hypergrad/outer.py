@@ -10,53 +10,16 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, Cost, Hypergradient
+from hypergrad import tree
 from hypergrad.domains import Box, Positive, UnitInterval
 from hypergrad.errors import InputError
+from hypergrad.oracle import Oracle
 from hypergrad.problem import Problem
-from hypergrad.saved import unfit
+from hypergrad.saved import tree_like, unfit
 from hypergrad.settings import check_counts, check_function, check_numbers
 from hypergrad.tree import Layout, Tree
 
-
-@final
-class Oracle:
-    """The hypergradient as a function of the hyperparameters, during one outer step.
-
-    Every call of one oracle sees the same random numbers and batches, so that a line search compares values of one
-    function, and goes on from the training that the call before it left.
-
-    Args:
-        problem: the problem.
-        algorithm: how a hypergradient is found.
-        state: the algorithm's state at the start of the outer step.
-        seed: seed of this outer step's random numbers.
-
-    Attributes:
-        state: the algorithm's state after the last call.
-        cost: passes of all calls.
-    """
-
-    def __init__(self, problem: Problem, algorithm: Algorithm[Any], state: Any, seed: int) -> None:
-        """Remember where the batches stand."""
-        self.problem, self.algorithm, self.state, self.seed = problem, algorithm, state, seed
-        self.cost = Cost()
-        self.results: list[Hypergradient] = []
-        self._draws = guards.Draws.capture(tree.device_of(state.params), problem.inner_data, problem.outer_data)
-
-    def __call__(self, hparams: Mapping[str, Tensor]) -> Hypergradient:
-        """Return the hypergradient at ``hparams``, which stay as they are."""
-        with guards.Pinned(self._draws, self.seed):
-            result, self.state = self.algorithm.step(self.problem, self.state, tree.leaves(hparams))
-        self.cost += result.report.cost
-        self.results = [*self.results[:1], result]
-        return result
-
-    def rewind(self) -> None:
-        """Put the batches back to where they stood before the outer step."""
-        with guards.Pinned(self._draws):
-            pass
+__all__ = ["LBFGSB", "Oracle", "OuterMove", "OuterState", "PlainState", "Torch"]
 
 
 class OuterState(Protocol):
@@ -69,6 +32,37 @@ class OuterState(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a state that :meth:`state_dict` returned."""
         ...
+
+
+@dataclass
+class PlainState:
+    """An outer state whose fields are numbers, strings and trees of tensors; subclasses are dataclasses."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the fields."""
+        packed: dict[str, Any] = tree.pack(self)
+        return packed
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a state that :meth:`state_dict` returned, or to none of it.
+
+        Raises:
+            InputError: other fields, or values of another type or shape.
+        """
+        mine = vars(self)
+        if set(state) != set(mine):
+            raise unfit(f"whose outer_state has the entries {sorted(state)}", f"the entries {sorted(mine)}")
+        found = {key: self._like(key, state[key], like) for key, like in mine.items()}
+        mine.update(found)
+
+    @staticmethod
+    def _like(key: str, value: Any, like: Any) -> Any:
+        if isinstance(like, dict):
+            return tree_like(f"the saved outer_state {key!r}", value, like)
+        if type(value) is not type(like):
+            kinds = type(value).__name__, type(like).__name__
+            raise unfit(f"whose outer_state {key!r} is of type {kinds[0]}", f"{key!r} of type {kinds[1]}")
+        return value
 
 
 class OuterMove(ABC):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
+from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
 
 
@@ -128,7 +130,36 @@ class Implicit(Algorithm[ImplicitState]):
 
     def response(self, problem: Problem, state: ImplicitState, hparams: Tree) -> Tree:
         """Return θ after training at ``hparams``; the state's parameters where there is no inner solver."""
-        return state.params if self.inner is None else self.inner.run(problem, state.params, hparams).params
+        return self.trained(problem, state, hparams)[0]
+
+    def trained(self, problem: Problem, state: ImplicitState, hparams: Tree) -> tuple[Tree, Cost]:
+        """Return θ as :meth:`response` does, with the passes of its training."""
+        if self.inner is None:
+            return state.params, Cost()
+        result = self.inner.run(problem, state.params, hparams)
+        return result.params, result.cost
+
+    def at_tolerance(self, inner: float, linear: float) -> Self:
+        """Return this algorithm with absolute tolerances, which take the place of its own ones.
+
+        The stationarity is not judged any more: how far training goes is now somebody else's choice.
+
+        Raises:
+            UnsupportedError: no inner solver, or a part without a tolerance (``Neumann``, ``TorchOptimizer``);
+                :class:`~hypergrad.Dense` has none and needs none.
+        """
+        if self.inner is None or "tolerance" not in _settings(self.inner):
+            raise _no_tolerance(
+                "inner", self.inner, "hypergrad.LBFGS() or hypergrad.GradientDescent(lr=..., steps=...)"
+            )
+        trainer: Any = self.inner
+        solver: Any = self.linear
+        if {"rtol", "atol"} <= _settings(solver):
+            solver = dataclasses.replace(solver, rtol=0.0, atol=linear)
+        elif not isinstance(solver, Dense):
+            raise _no_tolerance("linear", self.linear, "hypergrad.CG()")
+        trainer = dataclasses.replace(trainer, tolerance=inner)
+        return dataclasses.replace(self, inner=trainer, linear=solver, stationarity=math.inf)
 
     def step(self, problem: Problem, state: ImplicitState, hparams: Tree) -> tuple[Hypergradient, ImplicitState]:
         """Train, solve, and return the hypergradient."""
@@ -233,6 +264,18 @@ class Implicit(Algorithm[ImplicitState]):
             implied_error=error,
             notes=notes,
         )
+
+
+def _settings(part: object) -> set[str]:
+    return {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
+
+
+def _no_tolerance(name: str, part: InnerSolver | LinearSolver | None, instead: str) -> UnsupportedError:
+    return UnsupportedError(
+        passed=f"Implicit({name}={part!r}) with an outer move that chooses the accuracy of each hypergradient",
+        expected="an inner and a linear solver that stop at an absolute tolerance",
+        do=f"pass {name}={instead}, or move the hyperparameters with hypergrad.outer.Torch",
+    )
 
 
 class _Attach(torch.autograd.Function):
