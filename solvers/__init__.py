@@ -1,1 +1,1 @@
-"""Every algorithm, one file each, named as its paper: ``bilevel``, ``inner`` and ``linear``."""
+"""Every algorithm, one file each, named as its paper: ``best_response``, ``bilevel``, ``inner``, ``linear``."""

@@ -16,7 +16,8 @@ from hypergrad.linear import LinearSolver, Preconditioner
 from hypergrad.testing import KNOWN_PROBLEMS, KnownProblem, check_conformance, counted
 from hypergrad.testing.conformance import check_accuracy, relative_error
 from hypergrad.tree import Layout, leaves
-from tests.algorithms import TABLE, Row
+from tests.algorithms import TABLE
+from tests.row import Row
 
 DEVICES = [
     "cpu",

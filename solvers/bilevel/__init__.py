@@ -1,7 +1,29 @@
 """Bilevel algorithms: hypergradient oracles."""
 
+from hypergrad.solvers.bilevel.amigo import AmIGO as AmIGO
+from hypergrad.solvers.bilevel.blocks import Block as Block
+from hypergrad.solvers.bilevel.bo_rep import BOREP as BOREP
+from hypergrad.solvers.bilevel.bo_rep import EpochSGD as EpochSGD
+from hypergrad.solvers.bilevel.bo_rep import NormalizedMomentum as NormalizedMomentum
+from hypergrad.solvers.bilevel.bome import BOME as BOME
+from hypergrad.solvers.bilevel.bsvrb import BSVRBv1 as BSVRBv1
+from hypergrad.solvers.bilevel.bsvrb import BSVRBv2 as BSVRBv2
+from hypergrad.solvers.bilevel.f2sa import F2SA as F2SA
 from hypergrad.solvers.bilevel.forward import ForwardMode as ForwardMode
+from hypergrad.solvers.bilevel.fsla import FSLA as FSLA
+from hypergrad.solvers.bilevel.hoag import HOAG as HOAG
 from hypergrad.solvers.bilevel.implicit import Implicit as Implicit
+from hypergrad.solvers.bilevel.lv_hba import LVHBA as LVHBA
+from hypergrad.solvers.bilevel.maid import MAID as MAID
+from hypergrad.solvers.bilevel.mrbo import MRBO as MRBO
+from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
+from hypergrad.solvers.bilevel.saba import SABA as SABA
+from hypergrad.solvers.bilevel.soba import SOBA as SOBA
+from hypergrad.solvers.bilevel.srba import SRBA as SRBA
+from hypergrad.solvers.bilevel.stocbio import StocBiO as StocBiO
+from hypergrad.solvers.bilevel.sustain import SUSTAIN as SUSTAIN
+from hypergrad.solvers.bilevel.ttsa import TTSA as TTSA
 from hypergrad.solvers.bilevel.unrolled import Unrolled as Unrolled
+from hypergrad.solvers.bilevel.vrbo import VRBO as VRBO
 from hypergrad.solvers.bilevel.zeroth_order import ZerothOrder as ZerothOrder
 from hypergrad.solvers.bilevel.zord import ZoRD as ZoRD

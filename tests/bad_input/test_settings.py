@@ -18,11 +18,21 @@ from hypergrad.errors import (
 )
 from tests.bad_input.common import NAN, NEWTON, PROBLEM, SGD, STEP, inner, refused, start, trained
 
+SINGLE_LOOP: tuple[Any, ...] = (
+    *(hg.SOBA, hg.SABA, hg.SRBA, hg.FSLA, hg.AmIGO, hg.StocBiO, hg.TTSA, hg.MRBO, hg.SUSTAIN, hg.VRBO),
+    *(hg.F2SA, hg.BOME, hg.PZOBO),
+)
+LOOPED = ("iterations", "adjoint_iterations")
 FIRST: dict[Any, dict[str, Any]] = {
     hg.Unrolled: {"steps": 5, "inner": STEP},
     hg.ForwardMode: {"steps": 5, "inner": STEP},
     hg.ZerothOrder: {"inner": hg.Newton()},
     hg.ZoRD: {"inner": hg.Newton()},
+    **{kind: {"step_size": 0.1} for kind in SINGLE_LOOP},
+    hg.BOREP: {"step_size": 0.1, "linear_step_size": 0.1},
+    hg.NormalizedMomentum: {"params": [torch.zeros(2)], "lr": 0.1},
+    hg.MAID: {"strong_convexity": 1.0, "smoothness": 1.0},
+    hg.Intersection: {"domains": [hg.Box(0, 1)]},
     hg.GradientDescent: {"lr": 0.1},
     hg.Adam: {"lr": 0.1},
     hg.TorchOptimizer: {"optimizer": torch.optim.SGD, "steps": 5},
@@ -53,6 +63,23 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.ForwardMode: ("steps", "guide", "max_exact"),
     hg.ZerothOrder: ("directions", "max_runs"),
     hg.ZoRD: ("candidates", "nearest", "memory", "max_size"),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.FSLA, hg.StocBiO, hg.MRBO), LOOPED),
+    hg.SRBA: ("period", *LOOPED),
+    hg.AmIGO: ("inner_steps", "linear_steps", *LOOPED),
+    hg.StocBiO: ("inner_steps", *LOOPED),
+    hg.TTSA: ("terms", *LOOPED),
+    hg.SUSTAIN: ("terms", *LOOPED),
+    hg.VRBO: ("inner_steps", "period", *LOOPED),
+    hg.F2SA: ("inner_steps", *LOOPED),
+    hg.BOME: ("inner_steps", *LOOPED),
+    hg.PZOBO: ("inner_steps", "directions", *LOOPED),
+    hg.BOREP: ("interval", "inner_steps", *LOOPED),
+    hg.BSVRBv1: ("blocks", *LOOPED),
+    hg.BSVRBv2: ("blocks", *LOOPED),
+    hg.EpochSGD: ("epochs", "steps"),
+    hg.HOAG: ("patience",),
+    hg.MAID: ("backtracks", "budgets"),
+    hg.Intersection: ("sweeps",),
     hg.EarlyStopping: ("patience",),
     hg.Checkpoint: ("every",),
     hg.outer.LBFGSB: ("iterations", "memory"),
@@ -68,6 +95,21 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Adam: ("lr", "eps"),
     hg.ZerothOrder: ("step_size",),
     hg.ZoRD: ("radius", "length_scale", "noise"),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SRBA, hg.AmIGO, hg.StocBiO, hg.TTSA), ("step_size", "linear_step_size")),
+    **dict.fromkeys((hg.FSLA, hg.MRBO, hg.SUSTAIN), ("step_size", "linear_step_size", "momentum")),
+    hg.VRBO: ("step_size", "linear_step_size"),
+    hg.F2SA: ("step_size", "penalty", "penalised_step_size"),
+    hg.BOME: ("step_size", "inner_step_size", "eta"),
+    hg.PZOBO: ("step_size", "radius"),
+    hg.BOREP: ("step_size", "linear_step_size", "radius"),
+    hg.EpochSGD: ("step_size", "radius"),
+    hg.NormalizedMomentum: ("lr",),
+    hg.HOAG: ("start", "floor", "demand", "grow", "lipschitz"),
+    hg.MAID: (*("strong_convexity", "accuracy", "linear", "step", "descent", "decrease", "shrink", "tighten"),),
+    hg.BSVRBv1: ("mu", "inner_step", "alpha", "beta"),
+    hg.BSVRBv2: ("radius", "inner_step", "linear_step", "alpha", "beta"),
+    hg.LVHBA: ("step_size", "inner_step_size", "center_step_size", "gamma1", "gamma2", "bound", "penalty"),
+    hg.Intersection: ("tolerance",),
     hg.ProgressBar: ("interval",),
     hg.outer.Torch: ("clip",),
     hg.Simplex: ("total",),
@@ -82,6 +124,12 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.NormalCG: ("rtol", "atol"),
     hg.Neumann: ("terms",),
     hg.ZoRD: ("queries",),
+    hg.StocBiO: ("terms",),
+    hg.MRBO: ("terms",),
+    hg.VRBO: ("terms",),
+    hg.LVHBA: ("power",),
+    hg.HOAG: ("slack", "rise", "tolerance"),
+    hg.MAID: ("smoothness", "mixed", "inverse_lipschitz", "mixed_lipschitz", "direct_lipschitz", "tolerance"),
     hg.Nystrom: ("damping",),
     hg.NystromPreconditioner: ("oversample",),
     hg.Implicit: ("damping", "stationarity"),
@@ -93,13 +141,19 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
 }
 
 
-BELOW_ONE: dict[Any, tuple[str, ...]] = {hg.GradientDescent: ("momentum",), hg.Adam: ("beta1", "beta2")}
+BELOW_ONE: dict[Any, tuple[str, ...]] = {
+    hg.GradientDescent: ("momentum",),
+    hg.Adam: ("beta1", "beta2"),
+    hg.NormalizedMomentum: ("momentum",),
+}
 
 
 CHOICES: dict[Any, tuple[str, ...]] = {
     hg.Unrolled: ("keep",),
     hg.ForwardMode: ("mode", "distribution"),
     hg.ZerothOrder: ("mode",),
+    hg.LVHBA: ("projection",),
+    hg.HOAG: ("schedule", "linear_schedule"),
 }
 
 
@@ -110,6 +164,12 @@ TESTED_APART = {
     ("TensorSampler", "batch_size"),
     ("LBFGSB", "bounds"),
     ("Scipy", "function"),
+    ("Partition", "batch_size"),
+    ("HOAG", "reach"),
+    ("MAID", "grow"),
+    ("MAID", "loosen"),
+    *((name, setting) for name in ("BSVRBv1", "BSVRBv2") for setting in ("sampled", "gamma")),
+    ("Halfspace", "offset"),
 }
 
 
@@ -247,7 +307,7 @@ def numeric_settings() -> set[tuple[str, str]]:
             continue
         for name, parameter in inspect.signature(cls).parameters.items():
             text = str(parameter.annotation)
-            if name != "seed" and re.search(r"\b(int|float|Setting|Literal|Keep|Mode|Distribution)\b", text):
+            if name != "seed" and re.search(r"\b(int|float|Setting|Schedule|Literal|Keep|Mode|Distribution)\b", text):
                 found.add((cls.__name__, name))
     return {(cls, name) for cls, name in found if (cls, name) != ("EarlyStopping", "monitor")}
 

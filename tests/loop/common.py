@@ -123,7 +123,14 @@ def scheduled(scheduler: Callable[..., Any], optimizer: Any = torch.optim.SGD, *
 LR = torch.optim.lr_scheduler
 
 
+ACCURATE = hg.Implicit(hg.CG(), inner=hg.GradientDescent(lr=0.1, steps=300))
 RESUMED: dict[str, Callable[[], tuple[hg.Problem, Any, hg.outer.OuterMove]]] = {
+    "hoag": lambda: (plain(), ACCURATE, hg.HOAG(lipschitz=0.2)),
+    "maid": lambda: (
+        plain(),
+        ACCURATE,
+        hg.MAID(lambda hparams: 0.2 * float(hparams["decay"].exp().min()), 9.0, convex=True, step=1.0),
+    ),
     "implicit-cg": lambda: (plain(), LOOSE, SGD),
     "implicit-cg-penalty": lambda: (
         hg.Problem(fit_loss, outer, penalty=shrink),
@@ -265,6 +272,8 @@ DOMAINS: dict[str, tuple[Any, Callable[[Tensor], bool], Tensor]] = {
 
 
 MOVES: dict[str, Any] = {
+    "hoag": hg.HOAG(lipschitz=1.5),
+    "maid": hg.MAID(1.0, 1.0, mixed=1.0, convex=True, step=0.5),
     "sgd": hg.outer.Torch(torch.optim.SGD, lr=0.5),
     "sgd-far-too-long": hg.outer.Torch(torch.optim.SGD, lr=50.0),
     "adam": hg.outer.Torch(torch.optim.Adam, lr=0.5),
