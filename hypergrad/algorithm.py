@@ -163,6 +163,8 @@ class Algorithm(ABC, Generic[S]):
     """Passes of one step, in words."""
     needs: ClassVar[str]
     """What it asks of the problem, in words."""
+    elsewhere: ClassVar[bool] = False
+    """Whether it evaluates the objectives at other hyperparameters than the present ones, too."""
 
     @abstractmethod
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Report
+from hypergrad.algorithm import Algorithm, Report, check_algorithm
 from hypergrad.errors import InputError, ReachWarning, TreeError, UnreachedError, UnsupportedError, WrappedModuleError
 from hypergrad.objective import count_arguments
 from hypergrad.problem import Problem
@@ -71,13 +71,14 @@ class Live:
     ) -> None:
         """Check what is passed; nothing is computed yet."""
         _refuse_wrapped(model)
+        check_algorithm(algorithm)
         self.model, self.algorithm = model, algorithm
         self.hparams = _hyperparameters(hparams)
         self._frame = _Frame(model, hparams if isinstance(hparams, nn.Module) else None)
-        if algorithm.order == 0 and not isinstance(hparams, nn.Module):
+        if algorithm.elsewhere and not isinstance(hparams, nn.Module):
             raise UnsupportedError(
                 passed=f"{type(algorithm).__name__} with hyperparameters that only the losses' closures know",
-                expected="an algorithm that differentiates, or hyperparameters that can be replaced during a call",
+                expected="an algorithm that stays at the present hyperparameters, or ones that can be replaced",
                 do="put the hyperparameters into a torch.nn.Module (torch.nn.ParameterDict) and pass that, or use "
                 "hypergrad.Implicit",
             )

@@ -94,6 +94,7 @@ class BSVRBv1(Blockwise):
     mu: float = 0.01
     cost = "2 inner gradients + 2 (d + 1) products + 2 outer gradients an iteration (d parameters a block)"
     needs = "strongly convex inner problems, many small ones side by side"
+    elsewhere = True
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -214,6 +215,7 @@ class BSVRBv2(Blockwise):
     linear_step: Schedule | None = None
     cost = "2 inner gradients + 2 products + 2 outer gradients an iteration"
     needs = "strongly convex inner problems, many side by side"
+    elsewhere = True
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""

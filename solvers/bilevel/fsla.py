@@ -80,6 +80,7 @@ class FSLA(SingleLoop[FSLAState]):
     order = 2
     cost = "4 inner gradients + 3 products + 3 outer gradients an iteration (3, 2, 2 in the first)"
     needs = "a strongly convex inner problem"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

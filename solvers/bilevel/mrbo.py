@@ -53,6 +53,7 @@ class MRBO(RecursiveMomentum):
     order = 2
     cost = "twice a Neumann hypergradient and a gradient of θ an iteration (once in the first)"
     needs = "a strongly convex inner problem"
+    elsewhere = True
 
     @property
     def stochastic(self) -> bool:

@@ -147,7 +147,7 @@ class Oracles:
     def slopes(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> tuple[Tensor, Tree]:
         """Return ∇_θ g and ∇_λ g on a batch, of first order only; one inner gradient."""
         self.cost += Cost(inner_gradients=1)
-        lam = tree.leaves(self.hparams if hparams is None else hparams)
+        lam = self.hparams if hparams is None else tree.leaves(hparams)
         point = tree.leaves(self.layout.views(z))
         with torch.enable_grad(), guards.whole_graph:
             value = self.problem.inner_value(point, lam, batch)

@@ -78,6 +78,7 @@ class PZOBO(SingleLoop[PZOBOState]):
     order = 1
     cost = "(k + 1) T inner gradients + 1 outer gradient an iteration"
     needs = "first derivatives only; few hyperparameters"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

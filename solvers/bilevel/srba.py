@@ -86,6 +86,7 @@ class SRBA(SingleLoop[SRBAState]):
     order = 2
     cost = "2 inner gradients + 2 products + 2 outer gradients an iteration (1 of each on all data every period)"
     needs = "a strongly convex inner problem"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

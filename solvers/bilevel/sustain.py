@@ -56,6 +56,7 @@ class SUSTAIN(RecursiveMomentum):
     order = 2
     cost = "twice a Neumann hypergradient and a gradient of θ an iteration (once in the first)"
     needs = "a strongly convex inner problem"
+    elsewhere = True
 
     @property
     def stochastic(self) -> bool:

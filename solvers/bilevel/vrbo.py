@@ -89,6 +89,7 @@ class VRBO(SingleLoop[VRBOState]):
     order = 2
     cost = "T times twice a Neumann hypergradient and a gradient of θ an iteration (once on all data in the first)"
     needs = "a strongly convex inner problem"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

@@ -91,6 +91,7 @@ class ZerothOrder(Algorithm[ZerothOrderState]):
     order = 0
     cost = "2n + 1 training runs (RGE: 2k + 1; one-sided: n + 1)"
     needs = "values of training runs only; few hyperparameters"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

@@ -155,6 +155,7 @@ class ZoRD(Algorithm[ZoRDState]):
     order = 0
     cost = "queries + 1 training runs (2n + 1 at the first step)"
     needs = "values of training runs only; few hyperparameters"
+    elsewhere = True
 
     @property
     def exact(self) -> bool:

@@ -156,10 +156,48 @@ def test_live_hyperparameters_share_the_models_dtype_and_device(kind: str) -> No
         live(model, [weight]).backward()
 
 
-def test_zeroth_order_wants_live_hyperparameters_that_can_be_replaced() -> None:
+ELSEWHERE = [
+    ZEROTH_ORDER,
+    *(hg.SRBA(step_size=0.1), hg.FSLA(step_size=0.1), hg.MRBO(step_size=0.1), hg.SUSTAIN(step_size=0.1)),
+    *(hg.VRBO(step_size=0.1), hg.PZOBO(step_size=0.1), hg.BSVRBv1(), hg.BSVRBv2()),
+]
+
+
+@pytest.mark.parametrize("algorithm", ELSEWHERE, ids=lambda algorithm: type(algorithm).__name__)
+def test_what_evaluates_elsewhere_wants_live_hyperparameters_that_can_be_replaced(algorithm: Any) -> None:
     model, weight = net(), decay()
-    with refused(UnsupportedError, model, {"w": weight}, passed="ZerothOrder", do=("torch.nn.Module", "Implicit")):
-        live(model, [weight], ZEROTH_ORDER)
+    name = type(algorithm).__name__
+    with refused(UnsupportedError, model, {"w": weight}, passed=name, do=("torch.nn.Module", "Implicit")):
+        live(model, [weight], algorithm)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *(hg.SOBA(step_size=0.1), hg.SABA(step_size=0.1), hg.AmIGO(step_size=0.1), hg.StocBiO(step_size=0.1)),
+        *(hg.TTSA(step_size=0.1), hg.F2SA(step_size=0.1), hg.BOME(step_size=0.1)),
+        hg.BOREP(step_size=0.1, linear_step_size=0.1),
+    ],
+    ids=lambda algorithm: type(algorithm).__name__,
+)
+def test_what_stays_at_the_present_hyperparameters_sees_through_a_closure(algorithm: Any) -> None:
+    """The same gradient as for hyperparameters in a module, which are replaced during the call."""
+    model, weight = net(), decay()
+    module = nn.ParameterDict({"w": nn.Parameter(torch.zeros((), dtype=torch.float64))})
+    for hyper in (live(model, [weight], algorithm), live(model, module, algorithm)):
+        hyper.backward()
+        hyper.backward()
+    assert weight.grad is not None
+    assert float(weight.grad) != 0
+    assert module["w"].grad is not None
+    assert torch.equal(weight.grad, module["w"].grad)
+
+
+@pytest.mark.parametrize("algorithm", [hg.CG(), hg.Implicit, None], ids=["linear solver", "class", "none"])
+def test_what_is_no_algorithm_is_refused_by_the_live_face(algorithm: Any) -> None:
+    model, weight = net(), decay()
+    with refused(InputError, model, {"w": weight}, passed="algorithm", do="Implicit"):
+        live(model, [weight], algorithm)
 
 
 def test_zeroth_order_moves_the_hyperparameters_of_a_module() -> None:
