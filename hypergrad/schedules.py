@@ -43,6 +43,11 @@ def scheduled(owner: object, name: str, step: int) -> float:
     return value
 
 
+def scheduled_like(owner: object, name: str, other: str, step: int) -> float:
+    """Return a schedule's value at an iteration, that of another one where it is ``None``."""
+    return scheduled(owner, other if getattr(owner, name) is None else name, step)
+
+
 def power(start: float, exponent: float) -> Callable[[int], float]:
     """Return the schedule start · (1 + step)^(−exponent).
 

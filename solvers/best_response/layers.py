@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any, Literal, final
 
 import torch
@@ -48,7 +49,7 @@ class Gate(nn.Module):
         return gates if self.offset is None else gates.sigmoid()
 
 
-class ResponseLayer(nn.Module):
+class ResponseLayer(nn.Module, ABC):
     """A layer with general weights, and response weights whose share the gates decide.
 
     Attributes:
@@ -94,9 +95,9 @@ class ResponseLayer(nn.Module):
             )
         return gates
 
+    @abstractmethod
     def response_parameters(self) -> list[nn.Parameter]:
         """Return W1, b1 and what the gates learn."""
-        raise NotImplementedError
 
     def _gates(self, hparams: Hyperparameters, kind: GateKind, weight: Tensor, *, bias: bool, centred: bool) -> None:
         units = self.units_shape.numel()

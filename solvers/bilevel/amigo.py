@@ -9,34 +9,16 @@ import torch
 from torch import Tensor
 
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.settings import check_counts
 from hypergrad.solvers.bilevel.oracles import Oracles
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import AdjointState, SingleLoop
 from hypergrad.tree import Layout, Tree
 
 
 @final
-@dataclass(frozen=True)
-class AmIGOState:
-    """What :class:`AmIGO` tracks.
-
-    Attributes:
-        params: θ.
-        solution: q, which follows H⁻¹ ∂f/∂θ, as a flat vector.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    solution: Tensor
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class AmIGO(SingleLoop[AmIGOState]):
+class AmIGO(SingleLoop[AdjointState]):
     """T stochastic steps of θ and N of q, both from where the last outer step left them.
 
     1. T times: θ ← θ − α ∇_θ g_i.
@@ -101,17 +83,17 @@ class AmIGO(SingleLoop[AmIGOState]):
         products = self.linear_steps + 1
         return Cost(self.iterations * (self.inner_steps + products), self.iterations * products, self.iterations)
 
-    def _start(self, params: Tree, hparams: Tree) -> AmIGOState:
-        return AmIGOState(params, Layout.of(params).zeros())
+    def _start(self, params: Tree, hparams: Tree) -> AdjointState:
+        return AdjointState(params, Layout.of(params).zeros())
 
-    def _iterate(self, oracles: Oracles, state: AmIGOState) -> tuple[Tensor, Tree, AmIGOState]:
+    def _iterate(self, oracles: Oracles, state: AdjointState) -> tuple[Tensor, Tree, AdjointState]:
         problem, step = oracles.problem, scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         z = oracles.descend(oracles.layout.flatten(state.params), step, self.inner_steps)
         value, slope, direct = oracles.outer(z, problem.draw_outer())
         q = state.solution
         for _ in range(self.linear_steps):
             q = torch.sub(q, oracles.product(z, q, problem.draw_inner()) - slope, alpha=linear)
         mixed = oracles.mixed(z, q, problem.draw_inner())
-        following = AmIGOState(oracles.layout.views(z), q, state.steps, state.made + 1)
+        following = AdjointState(oracles.layout.views(z), q, state.steps, state.made + 1)
         return value, {key: direct[key] - m for key, m in mixed.items()}, following

@@ -12,29 +12,13 @@ from hypergrad.algorithm import Cost
 from hypergrad.schedules import Schedule, check_schedules, scheduled
 from hypergrad.settings import check_counts
 from hypergrad.solvers.bilevel.oracles import Oracles, whole
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import ParamsState, SingleLoop
 from hypergrad.tree import Tree, dot
 
 
 @final
-@dataclass(frozen=True)
-class BOMEState:
-    """What :class:`BOME` tracks.
-
-    Attributes:
-        params: θ.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class BOME(SingleLoop[BOMEState]):
+class BOME(SingleLoop[ParamsState]):
     """θ and λ go down f together while the value gap q = g(θ, λ) − g(θ_T, λ) is made to fall; no second derivative.
 
     1. θ_T: T gradient steps on g from θ.
@@ -104,10 +88,10 @@ class BOME(SingleLoop[BOMEState]):
         """Return the passes of a step."""
         return Cost(inner_gradients=self.iterations * (self.inner_steps + 2), outer_gradients=self.iterations)
 
-    def _start(self, params: Tree, hparams: Tree) -> BOMEState:
-        return BOMEState(params)
+    def _start(self, params: Tree, hparams: Tree) -> ParamsState:
+        return ParamsState(params)
 
-    def _iterate(self, oracles: Oracles, state: BOMEState) -> tuple[Tensor, Tree, BOMEState]:
+    def _iterate(self, oracles: Oracles, state: ParamsState) -> tuple[Tensor, Tree, ParamsState]:
         layout, step = oracles.layout, scheduled(self, "step_size", state.made)
         inner_step = step if self.inner_step_size is None else scheduled(self, "inner_step_size", state.made)
         inner, outer = whole(oracles.problem.inner_data), whole(oracles.problem.outer_data)
@@ -125,4 +109,4 @@ class BOME(SingleLoop[BOMEState]):
         weight = torch.where(length > 0, (eta - along / length).clamp(min=0), 0.0)
         grads = {key: direct[key] + weight * slope_ for key, slope_ in gap_hparams.items()}
         z = torch.sub(z, slope + weight * gap, alpha=step)
-        return value, grads, BOMEState(layout.views(z), state.steps, state.made + 1)
+        return value, grads, ParamsState(layout.views(z), state.steps, state.made + 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.solvers.bilevel.oracles import Oracles
 from hypergrad.solvers.bilevel.single_loop import SingleLoop
 from hypergrad.tree import Layout, Tree, cloned, detached, zeros_like
@@ -109,7 +109,7 @@ class FSLA(SingleLoop[FSLAState]):
 
     def _iterate(self, oracles: Oracles, state: FSLAState) -> tuple[Tensor, Tree, FSLAState]:
         layout, problem, step = oracles.layout, oracles.problem, scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         z = layout.flatten(state.params)
         z = torch.sub(z, oracles.slope(z, problem.draw_inner()), alpha=step)
         _, slope, _ = oracles.outer(z, problem.draw_outer())

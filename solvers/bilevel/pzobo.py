@@ -13,29 +13,13 @@ from hypergrad.algorithm import Cost
 from hypergrad.schedules import Schedule, check_schedules, scheduled
 from hypergrad.settings import check_counts, check_numbers
 from hypergrad.solvers.bilevel.oracles import Oracles
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import ParamsState, SingleLoop
 from hypergrad.tree import Layout, Tree
 
 
 @final
-@dataclass(frozen=True)
-class PZOBOState:
-    """What :class:`PZOBO` tracks.
-
-    Attributes:
-        params: θ.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class PZOBO(SingleLoop[PZOBOState]):
+class PZOBO(SingleLoop[ParamsState]):
     """dF/dλ ≈ ∂f/∂λ + mean over k of ⟨(θ_T(λ + μu_k) − θ_T(λ)) / μ, ∂f/∂θ⟩ u_k, with u_k normal.
 
     θ_T(λ) is what T gradient steps from θ reach; every perturbed run starts at the same θ and sees the same batches.
@@ -108,10 +92,10 @@ class PZOBO(SingleLoop[PZOBOState]):
         drawn = torch.randn(self.directions, layout.size, dtype=torch.float64, generator=generator)
         return list(drawn.to(layout.device, layout.dtype))
 
-    def _start(self, params: Tree, hparams: Tree) -> PZOBOState:
-        return PZOBOState(params)
+    def _start(self, params: Tree, hparams: Tree) -> ParamsState:
+        return ParamsState(params)
 
-    def _iterate(self, oracles: Oracles, state: PZOBOState) -> tuple[Tensor, Tree, PZOBOState]:
+    def _iterate(self, oracles: Oracles, state: ParamsState) -> tuple[Tensor, Tree, ParamsState]:
         layout, step = Layout.of(oracles.hparams), scheduled(self, "step_size", state.made)
         origin = layout.flatten(tree.detached(oracles.hparams))
         start, batches = oracles.layout.flatten(state.params), self._draw(oracles)
@@ -125,7 +109,7 @@ class PZOBO(SingleLoop[PZOBOState]):
             total += torch.dot((moved - plain) / self.radius, slope) * direction
         measured = layout.views(total / self.directions)
         grads = {key: direct[key] + measured[key] for key in direct}
-        return value, grads, PZOBOState(oracles.layout.views(plain), state.steps, state.made + 1)
+        return value, grads, ParamsState(oracles.layout.views(plain), state.steps, state.made + 1)
 
     def _draw(self, oracles: Oracles) -> list[object]:
         return [oracles.problem.draw_inner() for _ in range(self.inner_steps)]

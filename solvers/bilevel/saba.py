@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hypergrad import tree
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.solvers.bilevel.oracles import Directions, Oracles, parts
 from hypergrad.solvers.bilevel.single_loop import SingleLoop
 from hypergrad.tree import Layout, Tree
@@ -120,7 +120,7 @@ class SABA(SingleLoop[SABAState]):
         layout, z = oracles.layout, oracles.layout.flatten(state.params)
         found, tables = self._fill(oracles, state, z) if state.made == 0 else self._correct(oracles, state, z)
         step = scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         z = torch.sub(z, found.params, alpha=step)
         solution = torch.sub(state.solution, found.linear, alpha=linear)
         return found.value, found.hparams, SABAState(layout.views(z), solution, *tables, state.steps, state.made + 1)

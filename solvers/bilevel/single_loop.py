@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, final
 
 from torch import Tensor
 
@@ -41,6 +41,40 @@ class LoopState(Protocol):
 
 
 S = TypeVar("S", bound=LoopState)
+
+
+@final
+@dataclass(frozen=True)
+class ParamsState:
+    """The state of a method that tracks nothing but θ.
+
+    Attributes:
+        params: θ.
+        steps: hypergradients taken.
+        made: iterations made.
+    """
+
+    params: Tree
+    steps: int = 0
+    made: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class AdjointState:
+    """The state of a method that tracks θ and the linear system's solution.
+
+    Attributes:
+        params: θ.
+        solution: q, which follows H⁻¹ ∂f/∂θ, as a flat vector.
+        steps: hypergradients taken.
+        made: iterations made.
+    """
+
+    params: Tree
+    solution: Tensor
+    steps: int = 0
+    made: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

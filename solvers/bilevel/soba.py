@@ -9,33 +9,15 @@ import torch
 from torch import Tensor
 
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.solvers.bilevel.oracles import Oracles
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import AdjointState, SingleLoop
 from hypergrad.tree import Layout, Tree
 
 
 @final
-@dataclass(frozen=True)
-class SOBAState:
-    """What :class:`SOBA` tracks.
-
-    Attributes:
-        params: θ.
-        solution: q, which follows H⁻¹ ∂f/∂θ, as a flat vector.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    solution: Tensor
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class SOBA(SingleLoop[SOBAState]):
+class SOBA(SingleLoop[AdjointState]):
     """θ, q ≈ H⁻¹ ∂f/∂θ and λ move at once, each along a stochastic direction taken at the same point.
 
     With one inner batch i and one outer batch j:
@@ -99,16 +81,16 @@ class SOBA(SingleLoop[SOBAState]):
         """Return the passes of a step."""
         return Cost(self.iterations, self.iterations, self.iterations)
 
-    def _start(self, params: Tree, hparams: Tree) -> SOBAState:
-        return SOBAState(params, Layout.of(params).zeros())
+    def _start(self, params: Tree, hparams: Tree) -> AdjointState:
+        return AdjointState(params, Layout.of(params).zeros())
 
-    def _iterate(self, oracles: Oracles, state: SOBAState) -> tuple[Tensor, Tree, SOBAState]:
+    def _iterate(self, oracles: Oracles, state: AdjointState) -> tuple[Tensor, Tree, AdjointState]:
         problem, layout = oracles.problem, oracles.layout
         z = layout.flatten(state.params)
         found = oracles.directions(z, state.solution, problem.draw_inner(), problem.draw_outer())
         step = scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         z = torch.sub(z, found.params, alpha=step)
         solution = torch.sub(state.solution, found.linear, alpha=linear)
-        following = SOBAState(layout.views(z), solution, state.steps, state.made + 1)
+        following = AdjointState(layout.views(z), solution, state.steps, state.made + 1)
         return found.value, found.hparams, following

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.settings import check_counts
 from hypergrad.solvers.bilevel.oracles import Directions, Oracles, whole
 from hypergrad.solvers.bilevel.single_loop import SingleLoop
@@ -130,7 +130,7 @@ class SRBA(SingleLoop[SRBAState]):
             kept = Directions(state.direction[0], state.direction[1], state.direction_hparams, now.value)
             found = kept.plus(now).plus(before, -1.0)
         step = scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         following = SRBAState(
             params=layout.views(torch.sub(z, found.params, alpha=step)),
             solution=torch.sub(state.solution, found.linear, alpha=linear),

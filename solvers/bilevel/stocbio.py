@@ -8,32 +8,16 @@ from typing import final
 from torch import Tensor
 
 from hypergrad.algorithm import Cost
-from hypergrad.schedules import Schedule, check_schedules, scheduled
+from hypergrad.schedules import Schedule, check_schedules, scheduled, scheduled_like
 from hypergrad.settings import check_counts
 from hypergrad.solvers.bilevel.oracles import NeumannBatches, Oracles
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import ParamsState, SingleLoop
 from hypergrad.tree import Tree
 
 
 @final
-@dataclass(frozen=True)
-class StocBiOState:
-    """What :class:`StocBiO` tracks.
-
-    Attributes:
-        params: θ.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class StocBiO(SingleLoop[StocBiOState]):
+class StocBiO(SingleLoop[ParamsState]):
     """T stochastic steps of θ, then q = β Σ_{j ≤ Q} Π_{k ≤ j} (I − β H_k) ∂f/∂θ, each factor on a batch of its own.
 
     Biased by design: without noise and at the optimum q is the Neumann series after Q terms, whose relative error along
@@ -96,12 +80,12 @@ class StocBiO(SingleLoop[StocBiOState]):
         products = self.terms + 1
         return Cost(self.iterations * (self.inner_steps + products), self.iterations * products, self.iterations)
 
-    def _start(self, params: Tree, hparams: Tree) -> StocBiOState:
-        return StocBiOState(params)
+    def _start(self, params: Tree, hparams: Tree) -> ParamsState:
+        return ParamsState(params)
 
-    def _iterate(self, oracles: Oracles, state: StocBiOState) -> tuple[Tensor, Tree, StocBiOState]:
+    def _iterate(self, oracles: Oracles, state: ParamsState) -> tuple[Tensor, Tree, ParamsState]:
         step = scheduled(self, "step_size", state.made)
-        linear = step if self.linear_step_size is None else scheduled(self, "linear_step_size", state.made)
+        linear = scheduled_like(self, "linear_step_size", "step_size", state.made)
         z = oracles.descend(oracles.layout.flatten(state.params), step, self.inner_steps)
         value, grads = oracles.neumann(z, NeumannBatches.draw(oracles.problem, self.terms), linear)
-        return value, grads, StocBiOState(oracles.layout.views(z), state.steps, state.made + 1)
+        return value, grads, ParamsState(oracles.layout.views(z), state.steps, state.made + 1)

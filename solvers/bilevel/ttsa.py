@@ -11,29 +11,13 @@ from hypergrad.algorithm import Cost
 from hypergrad.schedules import Schedule, check_schedules, scheduled
 from hypergrad.settings import check_counts
 from hypergrad.solvers.bilevel.oracles import NeumannBatches, Oracles, random_terms
-from hypergrad.solvers.bilevel.single_loop import SingleLoop
+from hypergrad.solvers.bilevel.single_loop import ParamsState, SingleLoop
 from hypergrad.tree import Tree
 
 
 @final
-@dataclass(frozen=True)
-class TTSAState:
-    """What :class:`TTSA` tracks.
-
-    Attributes:
-        params: θ.
-        steps: hypergradients taken.
-        made: iterations made.
-    """
-
-    params: Tree
-    steps: int = 0
-    made: int = 0
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
-class TTSA(SingleLoop[TTSAState]):
+class TTSA(SingleLoop[ParamsState]):
     """One stochastic step of θ on a fast time scale; λ on a slow one, along a hypergradient with a random product.
 
     q = Q β Π_{k ≤ p} (I − β H_k) ∂f/∂θ with p uniform on 0, …, Q − 1 and each factor on a batch of its own. Its mean is
@@ -98,10 +82,10 @@ class TTSA(SingleLoop[TTSAState]):
         factors = sum(random_terms(self.terms, self.seed, made) for made in range(self.iterations))
         return Cost(factors + 2 * self.iterations, factors + self.iterations, self.iterations)
 
-    def _start(self, params: Tree, hparams: Tree) -> TTSAState:
-        return TTSAState(params)
+    def _start(self, params: Tree, hparams: Tree) -> ParamsState:
+        return ParamsState(params)
 
-    def _iterate(self, oracles: Oracles, state: TTSAState) -> tuple[Tensor, Tree, TTSAState]:
+    def _iterate(self, oracles: Oracles, state: ParamsState) -> tuple[Tensor, Tree, ParamsState]:
         step = scheduled(self, "step_size", state.made)
         fixed = "step_size" if self.linear_step_size is None else "linear_step_size"
         linear = scheduled(self, fixed, 0 if self.linear_step_size is None else state.made)
@@ -109,4 +93,4 @@ class TTSA(SingleLoop[TTSAState]):
         count = random_terms(self.terms, self.seed, state.made)
         batches = NeumannBatches.draw(oracles.problem, count, weight=float(self.terms))
         value, grads = oracles.neumann(z, batches, linear)
-        return value, grads, TTSAState(oracles.layout.views(z), state.steps, state.made + 1)
+        return value, grads, ParamsState(oracles.layout.views(z), state.steps, state.made + 1)
