@@ -69,7 +69,7 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "tqdm"}
+OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {"step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2}}
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import hypergrad as hg
 from benchmarks.papers.experiment import Table, read_options
+from hypergrad.errors import MissingDependencyError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "papers"
 EXPERIMENTS = sorted(
@@ -27,7 +27,7 @@ def test_an_experiment_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFix
     before = torch.get_rng_state()
     try:
         result = module.main(["--smoke", "--out", str(tmp_path / "table.json")])
-    except hg.MissingDependencyError as error:
+    except MissingDependencyError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
