@@ -17,11 +17,13 @@ from torch import Tensor
 
 from hypergrad import guards, tree
 from hypergrad.errors import (
+    ActiveSetWarning,
     ConvergenceWarning,
     CurvatureWarning,
     HypergradWarning,
     InputError,
     NonFiniteError,
+    OuterMoveWarning,
     ReachWarning,
     StationarityWarning,
     UnreachedError,
@@ -37,6 +39,8 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "curvature": CurvatureWarning,
     "convergence": ConvergenceWarning,
     "reach": ReachWarning,
+    "active_set": ActiveSetWarning,
+    "outer_move": OuterMoveWarning,
 }
 
 
@@ -280,7 +284,7 @@ class _Replay(torch.autograd.Function):
         refuse_second_order()
         weights = dict(zip(ctx.keys, cotangents, strict=True))
         hparams = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        linear = dataclasses.replace(ctx.problem, outer=lambda params, _: tree.dot(params, weights), outer_data=None)
+        linear = ctx.problem.with_outer(lambda params, _: tree.dot(params, weights), data=False)
         with guards.again(ctx.draws):
             hypergradient, _ = ctx.algorithm.step(linear, ctx.state, hparams)
         return (None, None, None, None, None, *(hypergradient.grads[name] for name in ctx.names))

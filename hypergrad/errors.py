@@ -102,6 +102,14 @@ class ReachWarning(HypergradWarning):
     """A tensor that one of the objectives does not use."""
 
 
+class OuterMoveWarning(HypergradWarning):
+    """The hyperparameters did not go where the algorithm needs them to go."""
+
+
+class ActiveSetWarning(HypergradWarning):
+    """A constraint that is active with a multiplier of zero: the inner solution has a kink there."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string.
 

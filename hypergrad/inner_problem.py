@@ -22,24 +22,27 @@ class InnerProblem:
     """argmin of an objective with its penalty, or the root of a condition.
 
     Attributes:
-        function: the objective g, or the condition R.
+        function: the objective g, the condition R, or ``None`` where nothing but the solution is known.
         root: whether ``function`` is a condition.
         penalty: an elementwise part of the objective, or ``None``.
+        saddle: whether ``function`` is a Lagrangian, which is not to be minimised.
         repairs: kernels that its graphs were seen to hold and that have to be replaced.
     """
 
-    function: UserFunction
+    function: UserFunction | None
     root: bool
     penalty: UserFunction | None
+    saddle: bool = False
     repairs: set[str] = field(default_factory=set)
 
     def value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
         """Return g(θ, λ) with its penalty, a differentiable scalar.
 
         Raises:
-            UnsupportedError: a root or fixed point, which has no objective.
+            UnsupportedError: a root or fixed point, which has no objective, or a Lagrangian, which has no minimum.
             ObjectiveError: not a scalar, or not differentiable.
         """
+        self.check_descent()
         value, penalty = self._evaluated(params, hparams, batch)
         if isinstance(value, dict):
             raise UnsupportedError(
@@ -65,6 +68,7 @@ class InnerProblem:
 
         Cost: one evaluation with its gradient.
         """
+        self.check_descent()
         if create_graph:
             data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
         else:
@@ -95,6 +99,8 @@ class InnerProblem:
             WrappedModuleError: a graph that a compiled function recorded.
             UnreachedError: a parameter that the inner problem does not use.
         """
+        if tangents:
+            self.check_descent()
         params, hparams = leaves(params), attached(hparams)
         data, penalty, facts = self._recorded(params, hparams, batch)
         reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
@@ -116,6 +122,8 @@ class InnerProblem:
 
         Cost: one evaluation.
         """
+        if self.function is None:
+            return
         with guards.pinned_rng(device_of(params)):
             self._recorded(leaves(params), attached(hparams), batch)
 
@@ -141,13 +149,34 @@ class InnerProblem:
                 do="add this term to inner instead",
             )
 
+    def check_descent(self) -> None:
+        """Raise UnsupportedError where there is nothing to descend: a saddle, or no objective."""
+        self._check_known()
+        if self.saddle:
+            raise UnsupportedError(
+                passed="a problem with constraints and a method that descends, or that differentiates descent",
+                expected="a method that finds the saddle of its Lagrangian",
+                do="use hypergrad.Implicit(hypergrad.MINRES(), inner=hypergrad.Newton()), or as inner your own solver: "
+                "hypergrad.Training(train)",
+            )
+
     def _evaluated(self, params: Tree, hparams: Tree, batch: Any) -> tuple[Tensor | Tree, Tensor | None]:
+        self._check_known()
+        assert self.function is not None
         if self.root:
             return self.function.tree(params, hparams, batch), None
         value = self.function.scalar(params, hparams, batch, differentiable=True)
         if self.penalty is None:
             return value, None
         return value, self.penalty.scalar(params, hparams, None, differentiable=True)
+
+    def _check_known(self) -> None:
+        if self.function is None:
+            raise UnsupportedError(
+                passed="a problem with response_vjp and no inner objective",
+                expected="an algorithm that asks for the solution and its derivative only",
+                do="use hypergrad.Implicit(inner=hypergrad.Training(train)), or pass inner= to the problem as well",
+            )
 
     def _recorded(
         self, params: Tree, hparams: Tree, batch: Any, *, inspect: bool = True
@@ -159,6 +188,7 @@ class InnerProblem:
             data, penalty = self._evaluated(params, hparams, batch)
         if not inspect:
             return data, penalty, guards.NOTHING
+        assert self.function is not None
         outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
         facts = guards.inspect_graph(outputs, [*params.values(), *hparams.values()], name=self.function.name)
         if not facts.repairs <= self.repairs:

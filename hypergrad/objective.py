@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import InputError, ObjectiveError
-from hypergrad.tree import NamedTree, Tree, check_like
+from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
 
 
 @final
@@ -74,6 +74,45 @@ class UserFunction:
             TreeError: other keys, shapes, dtypes or devices, or a value that is no tensor.
         """
         return check_like(self.name, self(params, hparams, batch), params)
+
+
+@final
+@dataclass(frozen=True)
+class ResponseVJP:
+    """A user's function (params, hparams, cotangent[, batch]) that returns (∂θ*/∂λ)ᵀ cotangent.
+
+    Raises:
+        InputError: what is no function of three or four positional arguments.
+    """
+
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        """Read the signature once."""
+        count = count_arguments(self.function, (4, 3)) if callable(self.function) else None
+        if count is None:
+            raise InputError(
+                passed=f"response_vjp={self.function!r}",
+                expected="a function of (params, hparams, cotangent) or (params, hparams, cotangent, batch)",
+                do="take these positional arguments; bind everything else with functools.partial or a closure",
+            )
+        object.__setattr__(self, "_takes_batch", count == 4)
+
+    def __call__(self, params: Tree, hparams: Tree, cotangent: Tree, batch: Any) -> Tree:
+        """Return the product for the hyperparameters that move the inner solution, detached.
+
+        Raises:
+            InputError: not a mapping.
+            TreeError: keys that are no hyperparameters, or other shapes, dtypes or devices than theirs.
+        """
+        trees = NamedTree("params", params), NamedTree("hparams", hparams), NamedTree("cotangent", cotangent)
+        takes_batch: bool = self._takes_batch  # type: ignore[attr-defined]
+        with torch.no_grad():
+            value = self.function(*trees, batch) if takes_batch else self.function(*trees)
+        if isinstance(value, Mapping):
+            check_names("the value of response_vjp", value, hparams)
+            hparams = {key: hparams[key] for key in value}
+        return detached(check_like("response_vjp", value, hparams, what="hparams"))
 
 
 def count_arguments(function: Callable[..., Any], choices: tuple[int, ...]) -> int | None:

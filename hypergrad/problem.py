@@ -15,7 +15,8 @@ from hypergrad.data import Fixed, Sampler
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.inner_problem import InnerProblem
-from hypergrad.objective import UserFunction, check_initial
+from hypergrad.lagrangian import Lagrangian, lagrangian
+from hypergrad.objective import ResponseVJP, UserFunction, check_initial
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import (
     NamedTree,
@@ -62,7 +63,8 @@ class Problem:
     tensor. They may draw random numbers from torch's generators.
 
     Args:
-        inner: g, the objective of training, without what is given as ``penalty``. ``None`` for a root.
+        inner: g, the objective of training, without what is given as ``penalty``. ``None`` for a root, and where
+            ``response_vjp`` is all that is known.
         outer: f, the objective that hyperparameters are judged by.
         penalty: an elementwise function ``(params, hparams)`` added to ``inner``, such as a weight decay. Its
             Hessian is a diagonal, so products walk through the data's graph only, and the diagonal preconditions
@@ -73,10 +75,19 @@ class Problem:
         condition: R(θ, λ) with R(θ*, λ) = 0, in place of ``inner``: a root or fixed point. It returns a tree with
             the keys of ``params``. See :meth:`fixed_point`.
         hparams_domain: sets that named hyperparameters are projected onto by every outer move.
+        envelope: whether the outer objective is the inner one, a multiple of it, or that plus a function of the
+            hyperparameters, on the same data. Then ∂f/∂θ = 0 at θ*, so that dF/dλ = ∂f/∂λ (Danskin), and
+            :class:`~hypergrad.Implicit` leaves the implicit term out. Without it that is done only where ``outer`` is
+            the very function ``inner`` and there are no batches and no penalty.
+        response_vjp: ``(params, hparams, cotangent)`` or ``(params, hparams, cotangent, batch)`` to the product
+            (∂θ*/∂λ)ᵀ cotangent, where the derivative of the inner solution is known: a policy, a choice by softmax, a
+            projection. ``params`` is θ*, ``cotangent`` a tree like it, and the value a tree with keys of ``hparams``;
+            those left out do not move θ*. :class:`~hypergrad.Implicit` then solves no linear system and needs no
+            ``inner``.
 
     Raises:
-        InputError: neither or both of ``inner`` and ``condition``; a function that takes another number of arguments;
-            a penalty without ``inner``; a domain that cannot project.
+        InputError: neither ``inner`` nor ``condition`` nor ``response_vjp``, or both of the first two; a function that
+            takes another number of arguments; a penalty without ``inner``; a domain that cannot project.
 
     Example:
         >>> import torch, hypergrad as hg
@@ -94,25 +105,32 @@ class Problem:
     initial: Callable[[Tree], Mapping[str, Tensor]] | None = None
     condition: Condition | None = None
     hparams_domain: Mapping[str, Domain] = field(default_factory=dict)
+    envelope: bool = False
+    response_vjp: Callable[..., Mapping[str, Tensor]] | None = None
     _inner: InnerProblem = field(init=False, repr=False, compare=False)
     _outer: UserFunction = field(init=False, repr=False, compare=False)
+    _response: ResponseVJP | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
-        if (self.inner is None) == (self.condition is None):
+        given = [part for part in (self.inner, self.condition) if part is not None]
+        if len(given) == 2 or (not given and self.response_vjp is None):
             raise InputError(
-                passed="Problem with " + ("neither" if self.inner is None else "both") + " inner and condition",
+                passed="Problem with " + ("both" if given else "neither") + " inner and condition",
                 expected="exactly one: an objective to minimise, or a residual to bring to zero",
-                do="pass inner=g, or use Problem.fixed_point(map, outer)",
+                do="pass inner=g, or use Problem.fixed_point(map, outer), or pass response_vjp= where the derivative "
+                "of the inner solution is known",
             )
         if self.penalty is not None and self.inner is None:
             raise InputError("penalty without inner", "a penalty is added to inner", "put it into the condition")
-        name, function = ("inner", self.inner) if self.condition is None else ("condition", self.condition)
-        assert function is not None
+        name = "inner" if self.condition is None else "condition"
+        function = UserFunction(name, given[0]) if given else None
         penalty = None if self.penalty is None else UserFunction("penalty", self.penalty)
-        inner = InnerProblem(UserFunction(name, function), root=self.inner is None, penalty=penalty)
+        inner = InnerProblem(function, root=self.root, penalty=penalty, saddle=self.saddle)
         object.__setattr__(self, "_inner", inner)
         object.__setattr__(self, "_outer", UserFunction("outer", self.outer))
+        response = None if self.response_vjp is None else ResponseVJP(self.response_vjp)
+        object.__setattr__(self, "_response", response)
         if self.initial is not None:
             check_initial(self.initial)
         _check_domains(self.hparams_domain)
@@ -139,33 +157,55 @@ class Problem:
         return cls(inner=None, outer=outer, condition=condition, **options)
 
     @classmethod
-    def equality_constrained(
-        cls, inner: Objective, equality: Callable[..., Tensor], outer: Objective, **options: Any
+    def constrained(
+        cls,
+        inner: Objective,
+        outer: Objective,
+        *,
+        equality: Callable[..., Tensor] | None = None,
+        inequality: Callable[..., Tensor] | None = None,
+        **options: Any,
     ) -> Problem:
-        """Return the problem min g(θ, λ) subject to c(θ, λ) = 0, as the stationarity of its Lagrangian.
+        """Return the problem min g(θ, λ) subject to c(θ, λ) = 0 and h(θ, λ) ≤ 0, by its Karush-Kuhn-Tucker conditions.
 
-        ``params`` gets one more tensor, ``"multiplier"``, of the shape of c. The residual is the gradient of
-        g + ⟨multiplier, c⟩ in both, and its Jacobian is symmetric but indefinite: use
-        :class:`~hypergrad.MINRES` or :class:`~hypergrad.Dense`, never :class:`~hypergrad.CG`.
+        ``params`` gets the multipliers as further tensors, ``"equality_multiplier"`` of the shape of c and
+        ``"inequality_multiplier"`` of the shape of h. The residual is the gradient of the Lagrangian in all of them,
+        with the constraints for which multiplier + h > 0 as equations and the multipliers of the others at zero. Its
+        Jacobian is symmetric but indefinite: use :class:`~hypergrad.MINRES` or :class:`~hypergrad.Dense`, never
+        :class:`~hypergrad.CG`. Train with :class:`~hypergrad.Newton`, which then is the primal-dual active-set method,
+        or with a solver of your own in :class:`~hypergrad.Training`; methods that descend find no saddle.
+
+        Where a constraint is active with a multiplier of zero θ*(λ) has a kink: the hypergradient is that of one side,
+        and the report says so.
 
         Args:
             inner: g.
-            equality: ``(params, hparams)`` or ``(params, hparams, batch)`` to the tensor c that must vanish.
             outer: f.
+            equality: ``(params, hparams)`` or ``(params, hparams, batch)`` to the tensor c that must vanish.
+            inequality: the same to the tensor h whose entries must not be positive.
             options: further fields of :class:`Problem`.
+
+        Raises:
+            InputError: no constraint.
+
+        Example:
+            >>> import torch, hypergrad as hg
+            >>> problem = hg.Problem.constrained(
+            ...     inner=lambda params, hparams: (params["w"] - hparams["x"]).square().sum() / 2,
+            ...     outer=lambda params, hparams: (params["w"] - 2).square().sum() / 2,
+            ...     inequality=lambda params, hparams: params["w"] - 1,
+            ... )
+            >>> start = {"w": torch.zeros(2), "inequality_multiplier": torch.zeros(2)}
+            >>> algorithm = hg.Implicit(hg.MINRES(), inner=hg.Newton(tolerance=1e-6))
+            >>> result = hg.hypergradient(problem, start, {"x": torch.tensor([0.5, 3.0])}, algorithm)
+            >>> result.params["w"], result.grads["x"].round(decimals=4) + 0.0
+            (tensor([0.5000, 1.0000]), tensor([-1.5000,  0.0000]))
         """
-        objective, constraint = UserFunction("inner", inner), UserFunction("equality", equality)
+        return cls(inner=lagrangian(inner, equality, inequality), outer=outer, **options)
 
-        def lagrangian(params: Tree, hparams: Tree, batch: Any) -> Tensor:
-            gap: Tensor = constraint(params, hparams, batch)
-            value = objective.scalar(params, hparams, batch, differentiable=False)
-            return value + (params["multiplier"] * gap).sum()
-
-        return cls(inner=lagrangian, outer=outer, **options)
-
-    def with_outer(self, outer: Objective) -> Problem:
-        """Return the same problem with another outer objective, on the same outer batches."""
-        return dataclasses.replace(self, outer=outer)
+    def with_outer(self, outer: Objective, *, data: bool = True) -> Problem:
+        """Return the same problem with another outer objective, on the same outer batches or (``data=False``) none."""
+        return dataclasses.replace(self, outer=outer, outer_data=self.outer_data if data else None, envelope=False)
 
     def with_batches(self, inner: Any = None, outer: Any = None) -> Problem:
         """Return the same problem whose objectives get these batches every time."""
@@ -179,6 +219,26 @@ class Problem:
     def root(self) -> bool:
         """Whether the inner problem is a root or fixed point, which has no objective."""
         return self.condition is not None
+
+    @property
+    def saddle(self) -> bool:
+        """Whether the inner solution is the stationary point of a Lagrangian, which no descent finds."""
+        return isinstance(self.inner, Lagrangian)
+
+    @property
+    def is_envelope(self) -> bool:
+        """Whether ∂f/∂θ = 0 at θ*: said by ``envelope``, or seen since f is g, without batches and penalty."""
+        same = self.outer is self.inner and self.penalty is None
+        return self.envelope or (same and self.inner_data is None and self.outer_data is None)
+
+    def pull_back(self, params: Tree, hparams: Tree, cotangent: Tree, batch: Any = None) -> Tree:
+        """Return (∂θ*/∂λ)ᵀ cotangent as ``response_vjp`` gives it, for the hyperparameters that move θ*.
+
+        Raises:
+            TreeError: a value that is no tree of tensors under keys of ``hparams`` and of their shapes.
+        """
+        assert self._response is not None
+        return self._response(params, hparams, cotangent, batch)
 
     def project(self, hparams: Tree) -> Tree:
         """Return the hyperparameters with those that have a domain projected onto it."""
@@ -205,6 +265,10 @@ class Problem:
         check_names("hparams_domain", self.hparams_domain, hparams)
         self._inner.check_penalty(params, hparams)
         return params, hparams
+
+    def check_descent(self) -> None:
+        """Raise UnsupportedError where there is nothing to descend: a Lagrangian, or no objective."""
+        self._inner.check_descent()
 
     def start(self, hparams: Tree, like: Mapping[str, Tensor]) -> Tree:
         """Return θ₀ = initial(λ), with its graph, after checking that it is a tree like ``like``."""

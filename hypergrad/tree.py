@@ -97,8 +97,14 @@ def check_mapping(name: str, value: object, like: Mapping[str, Tensor]) -> Mappi
     return value
 
 
-def check_like(name: str, value: object, like: Mapping[str, Tensor]) -> Tree:
+def check_like(name: str, value: object, like: Mapping[str, Tensor], what: str = "params") -> Tree:
     """Return what a user's function returned as a tree with the keys, shapes, dtype and device of ``like``.
+
+    Args:
+        name: the function's.
+        value: what it returned.
+        like: the tree to compare with.
+        what: what that tree is called in messages.
 
     Raises:
         InputError: not a mapping.
@@ -115,8 +121,8 @@ def check_like(name: str, value: object, like: Mapping[str, Tensor]) -> Tree:
         if (entry.dtype, entry.device) != (like[key].dtype, like[key].device):
             raise TreeError(
                 passed=f"the value of {name} with {key!r} of {entry.dtype} on {entry.device}",
-                expected=f"{like[key].dtype} on {like[key].device}, as in params",
-                do=f"convert it in {name} with .to(params[{key!r}])",
+                expected=f"{like[key].dtype} on {like[key].device}, as in {what}",
+                do=f"convert it in {name} with .to({what}[{key!r}])",
             )
     check_shapes(f"the value of {name}", found, like)
     return found

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tree", "data", "domains"),
     ("projections",),
     ("guards", "objective", "stationarity"),
+    ("lagrangian",),
     ("inner_problem",),
     ("problem",),
     ("algorithm", "linear"),

@@ -196,7 +196,7 @@ def test_one_step_by_hand() -> None:
     start = algorithm.init(SCALAR, {"y": number(y)}, {"x": number(x)})
     state = LVHBAState(
         {"y": number(y)}, {"y": number(theta)}, number(mu)[None], number(z)[None], start.low, start.equal, start.levels,
-        start.below, start.limits, k,
+        start.below, start.limits, start.target, k,
     )  # fmt: skip
     found, following = algorithm.step(SCALAR, state, leaves({"x": number(x)}))
     c = 3 * 5**0.3
@@ -223,7 +223,8 @@ def test_gradient_descent_of_a_run_lands_on_the_projected_point() -> None:
         assert torch.allclose(progress.moved["x"], hparams["x"], rtol=1e-15)
         assert float(within_three(state.params, hparams)) <= 1e-14
     other = hg.Run(SCALAR, scalar(), *SCALAR_START, hg.outer.Torch(torch.optim.Adam, lr=0.02))
-    advance(other, 700)
+    with pytest.warns(hg.errors.OuterMoveWarning, match="left the joint projection"):
+        advance(other, 700)
     assert float(other.hparams["x"]) == pytest.approx(1.5, abs=0.05)
 
 
@@ -496,3 +497,18 @@ def test_sets_that_do_not_meet_are_told() -> None:
     apart = Intersection([hg.Box(0.0, 1.0), Halfspace(torch.ones(2), -1.0)], sweeps=200)
     with pytest.raises(hg.errors.DivergenceError, match="sets that meet"):
         apart.project(torch.ones(2))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_another_outer_rate_is_noted(rate: float) -> None:
+    problem = hg.Problem(
+        inner=lambda params, hparams: 0.5 * (params["y"] - 2 * hparams["x"]) ** 2,
+        outer=lambda params, hparams: (params["y"] - 2) ** 2 + (hparams["x"] - 2) ** 2,
+    )
+    algorithm = LVHBA(inequality=lambda params, hparams: params["y"] + hparams["x"] - 3, step_size=0.1)
+    start = {"y": torch.tensor(0.0)}, {"x": torch.tensor(0.0)}
+    run = hg.Run(problem, algorithm, *start, hg.outer.Torch(torch.optim.SGD, lr=rate))
+    run.step()
+    with pytest.warns(hg.errors.OuterMoveWarning, match="lr=step_size"):
+        run.step()
+    run.step()

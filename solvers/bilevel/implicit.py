@@ -27,6 +27,7 @@ from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
+from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
@@ -61,6 +62,9 @@ class Implicit(Algorithm[ImplicitState]):
     3. Solve H q = v with ``linear``, one reverse pass a product.
     4. dF/dλ = ∂f/∂λ − (∂²g/∂θ∂λ)ᵀ q, one more reverse pass on the same graph.
 
+    Without a linear solve, and without its passes, where the problem says ``envelope`` (dF/dλ = ∂f/∂λ) or brings a
+    ``response_vjp`` (dF/dλ = ∂f/∂λ + response_vjp(∂f/∂θ)).
+
     The formula holds where ∇_θ g = 0. Elsewhere it is the hypergradient of a nearby problem, and the report says
     by how much the outer loss would still move. Memory does not depend on the length of training.
 
@@ -76,6 +80,7 @@ class Implicit(Algorithm[ImplicitState]):
     Raises:
         UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate).
         UnreachedError: a hyperparameter that enters nothing.
+        TreeError: a ``response_vjp`` that returns other names or shapes than those of the hyperparameters.
         DivergenceError: a linear solve that diverged.
         NonFiniteError: NaN or infinity, with the tensor's name.
 
@@ -171,6 +176,9 @@ class Implicit(Algorithm[ImplicitState]):
                 trained = self.inner.run(problem, params, hparams)
                 params, cost = trained.params, trained.cost
             outer = problem.outer_gradients(params, hparams, problem.draw_outer())
+            if is_known(problem):
+                found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
+                return found, ImplicitState(params, state.steps + 1)
             point = Point(self.linear, self.damping, problem, params, hparams)
             gap, steepness = point.check(outer)
             reach = steepness * tree.norm(params)
@@ -181,11 +189,11 @@ class Implicit(Algorithm[ImplicitState]):
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
         slope = point.stationarity.slope(solution.value).abs()
-        scales = torch.stack([outer.value, reach, gap, slope]).tolist()
+        scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
         point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
         check_finite("the mixed product for hparams", grads, when="where training ended")
         cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
-        report = self._report(scales, solution, cost, watch)
+        report = self._report(scales, solution, kinks, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
@@ -197,6 +205,8 @@ class Implicit(Algorithm[ImplicitState]):
         """
         params, _ = problem.check_inputs(params, tree.detached(hparams))
         device = tree.device_of(params)
+        if problem.response_vjp is not None:
+            return attach_known(self, problem, params, hparams)
         with guards.pinned_rng(device):
             trained = self.response(problem, ImplicitState(tree.detached(params)), tree.detached(hparams))
             point = Point(self.linear, self.damping, problem, trained, hparams)
@@ -229,6 +239,7 @@ class Implicit(Algorithm[ImplicitState]):
         self,
         scales: list[float],
         solution: LinearResult,
+        kinks: list[int],
         cost: Cost,
         watch: Stopwatch,
     ) -> Report:
@@ -250,6 +261,11 @@ class Implicit(Algorithm[ImplicitState]):
             notes["convergence"] = (
                 f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
                 f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
+            )
+        if kinks:
+            notes["active_set"] = (
+                f"the inequalities at places {kinks} are active with a multiplier of zero: the inner solution has a "
+                "kink there, and this hypergradient counts them as inactive"
             )
         return Report(
             algorithm=repr(self),

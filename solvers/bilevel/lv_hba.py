@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class LVHBAState:
         levels: their right-hand sides.
         below: rows of its inequalities.
         limits: their right-hand sides.
+        target: x⁺, where the outer move should have landed; x itself before the first step.
         steps: steps made.
     """
 
@@ -58,6 +60,7 @@ class LVHBAState:
     levels: Tensor
     below: Tensor
     limits: Tensor
+    target: Tree
     steps: int = 0
 
 
@@ -113,6 +116,7 @@ class LVHBA(Algorithm[LVHBAState]):
 
     Warns:
         ConvergenceWarning: a multiplier and its center sit on r.
+        OuterMoveWarning: at the second step, if the first outer move did not land on x⁺.
 
     Source: Yao, Yu, Zeng, Zhang, "Constrained bi-level optimization: proximal Lagrangian value function approach and
     Hessian-free algorithm" (ICLR 2024), the algorithm LV-HBA; defaults of their MEHAHO package. Ours: the joint
@@ -189,6 +193,7 @@ class LVHBA(Algorithm[LVHBAState]):
                 expected="an inner objective, whose parameters go on from step to step",
                 do="use hypergrad.Implicit for roots and fixed points, hypergrad.Unrolled for a start that is tuned",
             )
+        problem.check_descent()
         params, hparams = problem.check_inputs(params, hparams)
         params, hparams = tree.detached(params), tree.detached(hparams)
         check_params_domain(self.params_domain, params)
@@ -203,7 +208,7 @@ class LVHBA(Algorithm[LVHBAState]):
         if self.projection == "affine" and len(multipliers):
             joint = constraints.polyhedron(params, hparams)
         rows = (joint.equal, joint.levels, joint.below, joint.limits)
-        state = LVHBAState(params, params, multipliers, multipliers, low, *rows)
+        state = LVHBAState(params, params, multipliers, multipliers, low, *rows, hparams)
         if self.projection is not None:
             self._check_projection(problem, state, constraints, hparams)
         return state
@@ -248,8 +253,11 @@ class LVHBA(Algorithm[LVHBAState]):
             check_reached(hparams, lagrangian.reached | set(outer.hparams), advice=UNREACHED)
         beta = scheduled(self, "center_step_size", k)
         z = self._boxed(state.centers + beta * (mu - state.centers) / self.gamma2, state)
-        following = LVHBAState(y, theta, mu, z, state.low, state.equal, state.levels, state.below, state.limits, k + 1)
+        following = dataclasses.replace(
+            state, params=y, proximal=theta, multipliers=mu, centers=z, target=inside, steps=k + 1
+        )
         loss, gap, notes = self._look(outer.value, there.params, grads, following)
+        notes |= self._check_move(state, hparams)
         report = Report(
             algorithm=repr(self),
             status=str(Status.COMPLETED),
@@ -300,6 +308,21 @@ class LVHBA(Algorithm[LVHBAState]):
                 expected="the nearest pair (params, hparams) that satisfies all constraints and domains",
                 do="check projection, or give constraints and domains that some point satisfies",
             )
+
+    def _check_move(self, state: LVHBAState, hparams: Tree) -> dict[str, str]:
+        """Return a note, once, if the first outer move did not land where the projection did."""
+        if state.steps != 1:
+            return {}
+        layout = tree.Layout.of(state.target)
+        x, target = layout.flatten(tree.detached(hparams)), layout.flatten(state.target)
+        missed, small = (x - target).abs().max(), torch.finfo(x.dtype).eps ** 0.5
+        if bool(missed <= small * (1 + target.abs().max())):
+            return {}
+        note = (
+            f"the outer move left the joint projection by {float(missed):.3g}: LV-HBA moves both levels together, "
+            "which asks for hypergrad.outer.Torch(torch.optim.SGD, lr=step_size), without momentum or another rate"
+        )
+        return {"outer_move": note}
 
     def _look(self, value: Tensor, slopes: Tree, grads: Tree, state: LVHBAState) -> tuple[float, float, dict[str, str]]:
         """Return f, the norm of ∇_θ [g + ⟨μ, c⟩] and the notes, after checks; one look at the device."""

@@ -11,6 +11,7 @@ from hypergrad import tree
 from hypergrad.algorithm import check_finite
 from hypergrad.data import Fixed
 from hypergrad.errors import DivergenceError, NonFiniteError, NumericalError
+from hypergrad.lagrangian import Lagrangian
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import OuterGradients, Problem
 from hypergrad.solvers.linear.spectrum import top_curvature
@@ -23,7 +24,8 @@ class Point:
     def __init__(self, linear: LinearSolver, damping: float, problem: Problem, params: Tree, hparams: Tree) -> None:
         """Draw an inner batch and build the graph of the inner gradient."""
         self.linear, self.damping, self.problem = linear, damping, problem
-        self.stationarity = problem.linearise(params, hparams, problem.draw_inner())
+        self.batch = problem.draw_inner()
+        self.stationarity = problem.linearise(params, hparams, self.batch)
         self.linearised = 1
 
     def solve(self, b: Tensor, start: Tensor | None, memory: Memory) -> LinearResult:
@@ -54,6 +56,13 @@ class Point:
         if finite and result.status is not Status.NON_FINITE:
             return
         raise _non_finite_product(self._broken(b))
+
+    def kinks(self) -> list[int]:
+        """Return the flat places of inequalities that are active with a multiplier of zero."""
+        inner = self.problem.inner
+        if not isinstance(inner, Lagrangian):
+            return []
+        return inner.weakly_active(self.stationarity.params, self.stationarity.hparams, self.batch)
 
     def _broken(self, b: Tensor) -> str | None:
         return tree.first_non_finite(self.stationarity.layout.views(self.stationarity.hvp(b)))

@@ -104,6 +104,7 @@ class SingleLoop(Algorithm[S]):
 
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:
         """Check the inputs and start at ``params``."""
+        problem.check_descent()
         params, checked = problem.check_inputs(params, hparams)
         if problem.initial is not None:
             raise UnsupportedError(

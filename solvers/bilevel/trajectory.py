@@ -65,6 +65,7 @@ def first_state(
     problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], *, warm_start: bool
 ) -> TrajectoryState:
     """Check the inputs and return the state that starts at ``params``."""
+    problem.check_descent()
     params, _ = problem.check_inputs(params, hparams)
     if warm_start and problem.initial is not None:
         raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hypergrad import tree
 from hypergrad.algorithm import Cost, check_finite
-from hypergrad.errors import InputError
+from hypergrad.errors import InputError, NumericalError
 from hypergrad.inner import InnerResult, InnerSolver
 from hypergrad.linear import Operator, Status
 from hypergrad.problem import Problem
@@ -25,7 +25,9 @@ from hypergrad.tree import Tree
 class Newton(InnerSolver):
     """θ ← θ − t |H|⁻¹ ∇_θ g, with t halved until g falls enough; for a root θ ← θ − (∂R/∂θ)⁻¹ R.
 
-    Negative eigenvalues of H are taken by their modulus, so that every step goes down.
+    Negative eigenvalues of H are taken by their modulus, so that every step goes down. A problem with constraints has a
+    saddle: its multipliers and parameters take the whole step −H⁻¹∇L together, which is the primal-dual active-set
+    method (Hintermüller, Ito, Kunisch 2002); for a quadratic program it ends after finitely many steps or cycles.
 
     Args:
         tolerance: it stops once the norm of the gradient or residual is at most this.
@@ -37,6 +39,7 @@ class Newton(InnerSolver):
     Raises:
         InputError: more parameters than ``max_size``.
         NonFiniteError: NaN or infinity in a gradient or in the Hessian.
+        NumericalError: a singular Jacobian of a root or of a problem with constraints.
 
     Example:
         >>> import torch, hypergrad as hg
@@ -80,7 +83,7 @@ class Newton(InnerSolver):
             if gap <= self.tolerance or step == self.steps or (gap >= before and gap < 1e3 * self.tolerance):
                 cost += Cost(inner_gradients=1)
                 break
-            direction = _direction(stationarity, step)
+            direction = _direction(stationarity, step, whole=problem.root or problem.saddle)
             cost += Cost(inner_gradients=1, products=stationarity.products)
             point = self._search(problem, stationarity, direction, hparams, batch)
         return InnerResult(point, status, cost)
@@ -91,7 +94,7 @@ class Newton(InnerSolver):
         layout = stationarity.layout
         origin = layout.flatten(tree.detached(stationarity.params))
         full = layout.views(origin + direction)
-        if stationarity.loss is None:
+        if stationarity.loss is None or problem.saddle:
             return full
         value, slope = float(stationarity.loss.detach()), float(torch.dot(stationarity.residual(), direction))
         slack, scale = 10 * torch.finfo(origin.dtype).eps * max(abs(value), 1e-30), 1.0
@@ -104,15 +107,28 @@ class Newton(InnerSolver):
         return full
 
 
-def _direction(stationarity: Stationarity, step: int) -> Tensor:
+def _direction(stationarity: Stationarity, step: int, *, whole: bool) -> Tensor:
     matrix = materialise(Operator.of(stationarity))
     rows = stationarity.layout.views(matrix.sum(dim=1))
     check_finite("the inner Hessian's rows of params", rows, when=f"at step {step} of Newton's method")
-    if stationarity.loss is None:
-        solution: Tensor = torch.linalg.solve(matrix.mT, stationarity.residual())
-        return -solution
+    if whole:
+        return _solved(matrix.mT, stationarity.residual(), step)
     values: Tensor
     vectors: Tensor
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     floor = values.abs().max() * torch.finfo(matrix.dtype).eps * len(values)
     return -vectors @ ((vectors.mT @ stationarity.residual()) / values.abs().clamp(min=floor))
+
+
+def _solved(jacobian: Tensor, residual: Tensor, step: int) -> Tensor:
+    try:
+        solution: Tensor = torch.linalg.solve(jacobian, residual)
+    except RuntimeError as error:
+        raise NumericalError(
+            passed=f"a singular Jacobian of the residual at step {step} of Newton's method",
+            expected="a root that is isolated: for constraints, gradients of the active ones that are independent, and "
+            "curvature along them",
+            do="start elsewhere, drop constraints that say the same, or solve the inner problem yourself, in "
+            "hypergrad.Training",
+        ) from error
+    return -solution

@@ -203,7 +203,8 @@ TAKERS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "penalty": lambda function: hg.Problem(inner, outer, penalty=function),
     "condition": lambda function: hg.Problem(None, outer, condition=function),
     "map": lambda function: hg.Problem.fixed_point(function, outer),
-    "equality": lambda function: hg.Problem.equality_constrained(inner, function, outer),
+    "equality": lambda function: hg.Problem.constrained(inner, outer, equality=function),
+    "inequality": lambda function: hg.Problem.constrained(inner, outer, inequality=function),
     "train": hg.Training,
 }
 

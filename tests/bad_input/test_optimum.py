@@ -91,13 +91,13 @@ def test_a_solver_for_indefinite_systems_is_right_at_a_saddle_and_notes_it(linea
 
 @pytest.mark.parametrize("linear", [hg.MINRES(), hg.Dense()])
 def test_an_equality_constrained_problem_is_a_saddle_by_design_and_gives_no_warning(linear: hg.LinearSolver) -> None:
-    problem = hg.Problem.equality_constrained(
+    problem = hg.Problem.constrained(
         inner=lambda params, _: params["w"].square().sum() / 2,
-        equality=lambda params, hparams: params["w"].sum() - hparams["x"],
         outer=lambda params, _: params["w"][0].square(),
+        equality=lambda params, hparams: params["w"].sum() - hparams["x"],
     )
     x = torch.tensor(3.0, dtype=torch.float64)
-    params, hparams = {"w": x.expand(2) / 2, "multiplier": -x / 2}, {"x": x}
+    params, hparams = {"w": x.expand(2) / 2, "equality_multiplier": -x / 2}, {"x": x}
     result = hg.hypergradient(problem, params, hparams, hg.Implicit(linear))
     assert float(result.grads["x"]) == pytest.approx(1.5)
 

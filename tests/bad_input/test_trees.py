@@ -146,8 +146,8 @@ def test_a_start_of_training_of_another_dtype_is_refused() -> None:
 
 def test_a_constrained_problem_without_its_multiplier_says_which_tensor_is_missing() -> None:
     params, hparams = start()
-    problem = hg.Problem.equality_constrained(inner, lambda params, hparams: params["weight"].sum(), outer)
-    with refused(TreeError, params, hparams, passed="params['multiplier']", do="add the tensor to params"):
+    problem = hg.Problem.constrained(inner, outer, equality=lambda params, hparams: params["weight"].sum())
+    with refused(TreeError, params, hparams, passed="params['equality_multiplier']", do="add the tensor to params"):
         hg.hypergradient(problem, params, hparams, hg.Implicit(hg.MINRES()))
 
 

@@ -20,6 +20,7 @@ from hypergrad.testing.problems.roots import box as box
 from hypergrad.testing.problems.roots import equality as equality
 from hypergrad.testing.problems.roots import fixed_point as fixed_point
 from hypergrad.testing.problems.roots import halfspace as halfspace
+from hypergrad.testing.problems.roots import inequality as inequality
 from hypergrad.testing.problems.roots import markov_decision as markov_decision
 
 KNOWN_PROBLEMS: tuple[Callable[..., KnownProblem], ...] = (
@@ -33,6 +34,7 @@ KNOWN_PROBLEMS: tuple[Callable[..., KnownProblem], ...] = (
     fixed_point,
     markov_decision,
     equality,
+    inequality,
     box,
     halfspace,
     envelope,

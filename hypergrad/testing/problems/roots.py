@@ -91,17 +91,47 @@ def equality(dtype: torch.dtype = torch.float64) -> KnownProblem:
     """Return min ½‖w‖² subject to w₁ + w₂ = x, f = w₁²: dF/dx = x/2 by an indefinite system."""
     return KnownProblem(
         name="equality",
-        problem=Problem.equality_constrained(
+        problem=Problem.constrained(
             inner=lambda params, _: 0.5 * params["w"].square().sum(),
-            equality=lambda params, hparams: params["w"].sum() - hparams["x"],
             outer=lambda params, _: params["w"][0].square(),
+            equality=lambda params, hparams: params["w"].sum() - hparams["x"],
         ),
-        params={"w": torch.zeros(2, dtype=dtype), "multiplier": torch.zeros((), dtype=dtype)},
+        params={"w": torch.zeros(2, dtype=dtype), "equality_multiplier": torch.zeros((), dtype=dtype)},
         hparams={"x": torch.tensor(3.0, dtype=dtype)},
-        solution=lambda hparams: {"w": hparams["x"].expand(2) / 2, "multiplier": -hparams["x"] / 2},
+        solution=lambda hparams: {"w": hparams["x"].expand(2) / 2, "equality_multiplier": -hparams["x"] / 2},
         step=0.0,
         steps=0,
         optimum={"x": torch.tensor(0.0, dtype=dtype)},
+        definite=False,
+    )
+
+
+def inequality(dtype: torch.dtype = torch.float64) -> KnownProblem:
+    """Return min ½‖w − x‖² subject to aᵀw ≤ r, which is active, and −10 ≤ w₁, which is not; f = ½‖w − t‖²."""
+    a, target = torch.tensor([1.0, 2.0, 2.0], dtype=dtype), torch.tensor([0.2, 0.3, 0.4], dtype=dtype)
+
+    def solution(hparams: Tree) -> Tree:
+        multiplier = ((a @ hparams["x"] - hparams["r"]) / (a @ a)).clamp(min=0)
+        return {
+            "w": hparams["x"] - a * multiplier,
+            "inequality_multiplier": torch.stack([multiplier, torch.zeros_like(multiplier)]),
+        }
+
+    return KnownProblem(
+        name="inequality",
+        problem=Problem.constrained(
+            inner=lambda params, hparams: 0.5 * (params["w"] - hparams["x"]).square().sum(),
+            outer=lambda params, _: 0.5 * (params["w"] - target).square().sum(),
+            inequality=lambda params, hparams: torch.stack([a @ params["w"] - hparams["r"], -10 - params["w"][0]]),
+        ),
+        params={"w": torch.zeros(3, dtype=dtype), "inequality_multiplier": torch.zeros(2, dtype=dtype)},
+        hparams={
+            "x": torch.tensor([1.0, 0.5, 1.5], dtype=dtype),
+            "r": torch.tensor(2.0, dtype=dtype),
+        },
+        solution=solution,
+        step=0.0,
+        steps=0,
         definite=False,
     )
 
