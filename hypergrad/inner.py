@@ -237,7 +237,12 @@ class UpdateRule(InnerSolver):
 
     @final
     def run(self, problem: Problem, params: Tree, hparams: Tree) -> InnerResult:
-        """Run up to ``steps`` steps, to ‖∇_θ g‖ ≤ ``tolerance`` if that comes first."""
+        """Run up to ``steps`` steps, to ‖∇_θ g‖ ≤ ``tolerance`` if that comes first.
+
+        Raises:
+            InputError: no number of steps.
+            UnsupportedError: a problem with constraints, whose Lagrangian has a saddle, or without an objective.
+        """
         if self.steps is None:
             name = type(self).__name__
             raise InputError(
@@ -245,6 +250,7 @@ class UpdateRule(InnerSolver):
                 expected="how long training runs",
                 do=f"pass {name}(..., steps=100), with tolerance=1e-6 to stop early",
             )
+        problem.check_descent()
         if self.tolerance:
             return self._run_to_tolerance(problem, self.begin(params), hparams, self.steps)
         iterate = self.advance_by(problem, self.begin(params), hparams, self.steps)

@@ -68,7 +68,6 @@ class InnerProblem:
 
         Cost: one evaluation with its gradient.
         """
-        self.check_descent()
         if create_graph:
             data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
         else:

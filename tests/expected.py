@@ -18,14 +18,14 @@ def truth(known: KnownProblem) -> Tree:
 
 def inverse_series(known: KnownProblem, terms: int) -> Tree:
     """The Neumann series as a matrix polynomial: α Σ (I − αJᵀ)ʲ."""
-    solution = known.trained()
+    solution, step = known.trained(), known.step or 0.5
     jacobian = linearisation(known, solution, known.hparams).jacobian.mT
     identity = torch.eye(len(jacobian), dtype=jacobian.dtype)
     power, total = identity, torch.zeros_like(jacobian)
     for _ in range(terms + 1):
         total = total + power
-        power = power @ (identity - known.step * jacobian)
-    return implicit_reference(known, known.step * total, solution, known.hparams)
+        power = power @ (identity - step * jacobian)
+    return implicit_reference(known, step * total, solution, known.hparams)
 
 
 def damped(known: KnownProblem, damping: float) -> Tree:

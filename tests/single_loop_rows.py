@@ -222,7 +222,7 @@ SINGLE_LOOP = [
         build=joint_descent,
         expected=joint_direction,
         exact=False,
-        applies=lambda known: known.symmetric and known.problem.initial is None,
+        applies=lambda known: known.symmetric and not known.problem.saddle and known.problem.initial is None,
         tolerance=1e-10,
     ),
     Row(name="bsvrb-v1", build=blockwise_v1, expected=truth, applies=lambda known: some(known) and known.definite),

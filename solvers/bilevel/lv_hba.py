@@ -116,7 +116,7 @@ class LVHBA(Algorithm[LVHBAState]):
 
     Warns:
         ConvergenceWarning: a multiplier and its center sit on r.
-        OuterMoveWarning: at the second step, if the first outer move did not land on x⁺.
+        OuterMoveWarning: at the second step of a problem with constraints, if the first outer move did not land on x⁺.
 
     Source: Yao, Yu, Zeng, Zhang, "Constrained bi-level optimization: proximal Lagrangian value function approach and
     Hessian-free algorithm" (ICLR 2024), the algorithm LV-HBA; defaults of their MEHAHO package. Ours: the joint
@@ -310,8 +310,8 @@ class LVHBA(Algorithm[LVHBAState]):
             )
 
     def _check_move(self, state: LVHBAState, hparams: Tree) -> dict[str, str]:
-        """Return a note, once, if the first outer move did not land where the projection did."""
-        if state.steps != 1:
+        """Return a note, once, if the first outer move did not land where a projection onto coupled sets did."""
+        if state.steps != 1 or not (callable(self.projection) or len(state.multipliers)):
             return {}
         layout = tree.Layout.of(state.target)
         x, target = layout.flatten(tree.detached(hparams)), layout.flatten(state.target)
