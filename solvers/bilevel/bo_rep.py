@@ -220,6 +220,7 @@ class BOREP(SingleLoop[BOREPState]):
         point = self._linearised(oracles, y)
         value, slope, direct = oracles.outer(y, problem.draw_outer())
         product, nu = point.hvp(z), scheduled(self, "linear_step_size", state.made)
+        oracles.look_at(z, product)
         stretch = nu * torch.linalg.vector_norm(product) / torch.linalg.vector_norm(z).clamp(min=1e-30)
         z = z - nu * (product - slope)
         mixed = (self._linearised(oracles, y) if self.independent else point).cross(z)

@@ -100,6 +100,7 @@ class Oracles:
     Attributes:
         cost: passes made.
         reached: hyperparameters that some objective was seen to use.
+        curvature: the most negative curvature vᵀHv/‖v‖² that a product met, a 0-d tensor; 0 where there was none.
     """
 
     def __init__(self, problem: Problem, params: Tree, hparams: Tree) -> None:
@@ -107,6 +108,7 @@ class Oracles:
         self.problem, self.hparams, self.layout = problem, hparams, Layout.of(params)
         self.cost = Cost()
         self.reached: set[str] = set()
+        self.curvature = torch.zeros((), dtype=self.layout.dtype, device=self.layout.device)
 
     def slope(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g on a batch; one inner gradient."""
@@ -121,7 +123,14 @@ class Oracles:
         made = point.products
         product = point.hvp(v)
         self.cost += Cost(products=point.products - made)
+        self.look_at(v, product)
         return product
+
+    def look_at(self, v: Tensor, product: Tensor) -> None:
+        """Remember the curvature along v if H v points clearly against it."""
+        square, along = torch.dot(v, v), torch.dot(v, product)
+        against = along < -1e-6 * square.sqrt() * torch.linalg.vector_norm(product)
+        self.curvature = torch.where(against, torch.minimum(self.curvature, along / square), self.curvature)
 
     def outer(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> tuple[Tensor, Tensor, Tree]:
         """Return f, ∂f/∂θ flat, and ∂f/∂λ, zero where f does not use a hyperparameter; one outer gradient."""
@@ -199,6 +208,7 @@ class Oracles:
         point = self._point(z, batch, None)
         self.cost += Cost(products=1)
         product, mixed = point.both(v)
+        self.look_at(v, product)
         return point.residual(), product, mixed
 
     def directions(self, z: Tensor, v: Tensor, inner: Any, outer: Any, hparams: Tree | None = None) -> Directions:
@@ -206,5 +216,6 @@ class Oracles:
         point = self._point(z, inner, hparams)
         self.cost += Cost(products=1)
         product, mixed = point.both(v)
+        self.look_at(v, product)
         value, slope, direct = self.outer(z, outer, hparams)
         return Directions(point.residual(), product - slope, {k: direct[k] - m for k, m in mixed.items()}, value)

@@ -139,10 +139,13 @@ class SingleLoop(Algorithm[S]):
         check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
         check_finite("params", state.params, when=f"after iteration {state.made}")
         check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
+        curvature = float(oracles.curvature)
         report = Report(
             algorithm=repr(self),
             status=str(Status.COMPLETED),
             outer_loss=float(value),
+            negative_curvature=curvature < 0,
+            notes={"curvature": _not_convex(type(self).__name__, curvature)} if curvature < 0 else {},
             cost=oracles.cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),
@@ -150,3 +153,11 @@ class SingleLoop(Algorithm[S]):
         following: Any = state
         following = dataclasses.replace(following, steps=following.steps + 1)
         return Hypergradient(tree.cloned(grads), following.params, value, report), following
+
+
+def _not_convex(name: str, curvature: float) -> str:
+    return (
+        f"the inner Hessian has the curvature {curvature:.3g} on a batch, and {name} needs a strongly convex inner "
+        "problem (q ≈ H⁻¹ ∂f/∂θ may grow without end); train longer first, add a penalty, or use hypergrad.Unrolled, "
+        "which does not need it"
+    )
