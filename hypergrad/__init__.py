@@ -35,6 +35,7 @@ from hypergrad.linear import Operator as Operator
 from hypergrad.linear import Preconditioner as Preconditioner
 from hypergrad.linear import Status as Status
 from hypergrad.live import Live as Live
+from hypergrad.loaders import LoaderSampler as LoaderSampler
 from hypergrad.problem import Problem as Problem
 from hypergrad.projections import Halfspace as Halfspace
 from hypergrad.projections import Intersection as Intersection

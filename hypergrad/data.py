@@ -27,12 +27,12 @@ class Sampler(Protocol):
         """Return the whole data set as one batch."""
         ...
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the position as plain numbers."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position as a copy: numbers, strings and tensors, nested in dicts, lists and tuples."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a position that :meth:`state_dict` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that :meth:`state_dict` returned; to the present one at little cost, as it is common."""
         ...
 
 

@@ -35,8 +35,17 @@ def pinned_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
     devices = [device] if device.type not in ("cpu", "meta") else []
     with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
         if seed is not None:
-            torch.manual_seed(seed)
+            _seed(device, seed)
         yield
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the CPU's generator and that of ``device``; ``torch.manual_seed`` would seed every other device, too."""
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        module = torch.get_device_module(device)
+        with module.device(device):
+            module.manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ class Pinned:
         self._stack.enter_context(pinned_rng(self.draws.device))
         self.draws.restore()
         if self.seed is not None:
-            torch.manual_seed(self.seed)
+            _seed(self.draws.device, self.seed)
 
     def __exit__(self, *failure: object) -> None:
         """Put the random numbers back; the batches stand after those that were drawn."""

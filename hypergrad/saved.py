@@ -96,7 +96,8 @@ def load_samplers(positions: list[Any], samplers: tuple[Sampler | None, ...]) ->
     """
     if [position is None for position in positions] != [sampler is None for sampler in samplers]:
         held = ["no sampler" if sampler is None else type(sampler).__name__ for sampler in samplers]
-        raise unfit(f"whose 'samplers' stand at {positions}", f"positions of inner_data and outer_data: {held}")
+        found = ["none" if position is None else "a position" for position in positions]
+        raise unfit(f"whose 'samplers' have {found}", f"positions of inner_data and outer_data: {held}")
     pairs = [(sampler, position) for sampler, position in zip(samplers, positions, strict=True) if sampler is not None]
     before = [(sampler, sampler.state_dict()) for sampler, _ in pairs]
     try:

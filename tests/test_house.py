@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "version"),
     ("settings",),
     ("schedules",),
-    ("tree", "data", "domains"),
+    ("tree", "data", "domains", "loaders"),
     ("projections",),
     ("guards", "objective", "stationarity"),
     ("lagrangian",),

@@ -1,0 +1,3 @@
+"""Samplers of data loaders."""
+
+from hypergrad.loaders.sampler import LoaderSampler as LoaderSampler
