@@ -512,3 +512,20 @@ def test_another_outer_rate_is_noted(rate: float) -> None:
     with pytest.warns(hg.errors.OuterMoveWarning, match="lr=step_size"):
         run.step()
     run.step()
+
+
+def test_an_overflow_before_a_quadratic_program_is_named() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    problem = hg.Problem(
+        inner=lambda params, hparams: 0.5 * (hparams["x"].exp() * params["y"].square()).sum(),
+        outer=lambda params, hparams: (params["y"] - 2).square().sum(),
+    )
+
+    def below(params: Tree, hparams: Tree) -> Tensor:
+        return torch.cat([params["y"] + hparams["x"] - 3, hparams["x"] - 1, -1 - hparams["x"], -params["y"] - 1])
+
+    algorithm = LVHBA(inequality=below, step_size=0.01, inner_step_size=50.0)
+    run = hg.Run(problem, algorithm, {"y": one}, {"x": 0 * one}, hg.outer.Torch(torch.optim.SGD, lr=0.01))
+    with pytest.raises(NonFiniteError, match="before they are projected"):
+        advance(run, 1000)
+    assert all(value.isfinite().all() for value in (*run.params.values(), *run.hparams.values()))

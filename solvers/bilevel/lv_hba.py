@@ -247,6 +247,9 @@ class LVHBA(Algorithm[LVHBAState]):
                 for key, value in state.params.items()
             }
             x = {key: value.detach() - alpha * d_x[key] for key, value in hparams.items()}
+            if len(state.limits):  # a quadratic program takes no infinities
+                check_finite("params", y, when=f"at iteration {k + 1}, before they are projected")
+                check_finite("hparams", x, when=f"at iteration {k + 1}, before they are projected")
             y, inside = self._coupling(problem, state).project(y, x)
         grads = {key: d_x[key] + (x[key] - inside[key]) / alpha for key in hparams}
         if k == 0:
