@@ -526,6 +526,6 @@ def test_an_overflow_before_a_quadratic_program_is_named() -> None:
 
     algorithm = LVHBA(inequality=below, step_size=0.01, inner_step_size=50.0)
     run = hg.Run(problem, algorithm, {"y": one}, {"x": 0 * one}, hg.outer.Torch(torch.optim.SGD, lr=0.01))
-    with pytest.raises(NonFiniteError, match="before they are projected"):
+    with pytest.raises(hg.errors.NonFiniteError, match="before they are projected"):
         advance(run, 1000)
     assert all(value.isfinite().all() for value in (*run.params.values(), *run.hparams.values()))
