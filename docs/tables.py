@@ -5,8 +5,10 @@ Importable without Sphinx, so that a test can look for missing rows.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import hypergrad as hg
 from hypergrad.inner import UpdateRule
 
 Row = list[str]
+ROOT = Path(__file__).parents[1]
 
 
 def public(base: type) -> list[type]:
@@ -123,7 +126,34 @@ def preconditioners() -> str:
     return rows(hg.Preconditioner, {"cost": lambda kind: paragraph(kind, "Cost")})
 
 
-TABLES = {"bilevel": bilevel, "inner": inner, "linear": linear, "preconditioners": preconditioners}
+def rates() -> str:
+    """Return the table of claimed and measured rates, from those that the tests check."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    measured = importlib.import_module("tests.rates").RATES
+    header = ["row", "claimed slope", "measured slope, three seeds", "against", "claim", "setting", "fails without"]
+    return table(header, [[f"`{name}`", *map(cell, written(rate))] for name, rate in measured.items()])
+
+
+def written(rate: Any) -> Row:
+    """Return the cells of a rate: two numbers and the words for them."""
+    claim = f"{rate.claim} ({rate.source})"
+    found = f"{signed(rate.measured)} ± {rate.spread:.2f}"
+    return [signed(rate.claimed), found, rate.against, claim, rate.setting, rate.broken]
+
+
+def signed(value: float) -> str:
+    """Return a number with two digits and a true minus sign."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+TABLES = {
+    "bilevel": bilevel,
+    "inner": inner,
+    "linear": linear,
+    "preconditioners": preconditioners,
+    "rates": rates,
+}
 
 
 def write(folder: Path) -> None:

@@ -46,6 +46,7 @@ from hypergrad.run import iterate as iterate
 from hypergrad.solvers import best_response as best_response
 from hypergrad.solvers.bilevel import BOME as BOME
 from hypergrad.solvers.bilevel import BOREP as BOREP
+from hypergrad.solvers.bilevel import BSA as BSA
 from hypergrad.solvers.bilevel import F2SA as F2SA
 from hypergrad.solvers.bilevel import FSLA as FSLA
 from hypergrad.solvers.bilevel import HOAG as HOAG
@@ -55,6 +56,7 @@ from hypergrad.solvers.bilevel import MRBO as MRBO
 from hypergrad.solvers.bilevel import PZOBO as PZOBO
 from hypergrad.solvers.bilevel import SABA as SABA
 from hypergrad.solvers.bilevel import SOBA as SOBA
+from hypergrad.solvers.bilevel import SPABA as SPABA
 from hypergrad.solvers.bilevel import SRBA as SRBA
 from hypergrad.solvers.bilevel import SUSTAIN as SUSTAIN
 from hypergrad.solvers.bilevel import TTSA as TTSA

@@ -19,6 +19,7 @@ from hypergrad.linear import LinearSolver
 from hypergrad.testing import KnownProblem
 from hypergrad.tree import Layout
 from tests.expected import by_autograd, damped, guided, inverse_series, process_gradient, projections, truncated, truth
+from tests.rates import RATES
 from tests.row import Row
 from tests.single_loop_rows import SINGLE_LOOP
 
@@ -269,6 +270,7 @@ FORWARD = [
             exact=False,
             applies=descends,
             tolerance=1e-8,
+            rate=RATES[f"forward-{distribution}"],
         )
         for distribution in ("rademacher", "gaussian")
     ),
@@ -324,6 +326,7 @@ ZEROTH_ORDER = [
         exact=False,
         tolerance=1e-6,
         tolerance32=1e-2,
+        rate=RATES["zeroth-order-rge"],
     ),
     Row(
         name="zord",

@@ -13,6 +13,7 @@ import hypergrad as hg
 from hypergrad.testing import KnownProblem
 from hypergrad.tree import Layout, Tree, detached, leaves
 from tests.expected import inverse_series, truth
+from tests.rates import RATES
 from tests.row import Row
 
 FEW = {"scalar", "quadratic", "ridge", "outer_only", "fixed_point"}
@@ -49,6 +50,7 @@ def row(name: str, kind: Any, *, expected: Any = truth, **options: Any) -> Row:
         name=name,
         build=looped(name, kind, **settings),
         expected=expected,
+        rate=RATES[name],
         **{"exact": expected is truth, "applies": some, "tolerance": 1e-8 if expected is truth else 1e-10, **options},
     )
 
@@ -160,6 +162,7 @@ SINGLE_LOOP = [
     row("soba", hg.SOBA, settings={"iterations": enough}),
     row("saba", hg.SABA, settings={"iterations": enough}),
     row("srba", hg.SRBA, settings={"iterations": enough, "period": 7}),
+    row("spaba", hg.SPABA, settings={"iterations": enough, "probability": 0.2}),
     row("fsla", hg.FSLA, settings={"iterations": enough}, applies=light),
     row("amigo", hg.AmIGO, settings={"inner_steps": enough, "linear_steps": enough, "adjoint_iterations": 1}),
     row(
@@ -172,6 +175,13 @@ SINGLE_LOOP = [
         "ttsa",
         hg.TTSA,
         settings={"iterations": enough, "terms": 1},
+        expected=partial(inverse_series, terms=0),
+        applies=light,
+    ),
+    row(
+        "bsa",
+        hg.BSA,
+        settings={"inner_steps": enough, "terms": 1, "adjoint_iterations": 1},
         expected=partial(inverse_series, terms=0),
         applies=light,
     ),
@@ -198,6 +208,7 @@ SINGLE_LOOP = [
     ),
     Row(
         name="pzobo",
+        rate=RATES["pzobo"],
         build=perturbed,
         expected=response_projected,
         exact=False,
@@ -207,6 +218,7 @@ SINGLE_LOOP = [
     ),
     Row(
         name="f2sa",
+        rate=RATES["f2sa"],
         build=penalised,
         expected=penalised_difference,
         exact=False,
@@ -214,9 +226,29 @@ SINGLE_LOOP = [
         tolerance=1e-8,
         tolerance32=1e-2,
     ),
-    Row(name="bome", build=barrier, expected=barrier_direction, exact=False, applies=objectives, tolerance=1e-10),
-    Row(name="bo-rep", build=partial(seldom, refinement=hg.EpochSGD(epochs=2, steps=5)), expected=truth, applies=some),
-    Row(name="bo-rep-plain", build=partial(seldom, refinement=None), expected=truth, applies=light),
+    Row(
+        name="bome",
+        build=barrier,
+        expected=barrier_direction,
+        exact=False,
+        applies=objectives,
+        tolerance=1e-10,
+        rate=RATES["bome"],
+    ),
+    Row(
+        name="bo-rep",
+        build=partial(seldom, refinement=hg.EpochSGD(epochs=2, steps=5)),
+        expected=truth,
+        applies=some,
+        rate=RATES["bo-rep"],
+    ),
+    Row(
+        name="bo-rep-plain",
+        build=partial(seldom, refinement=None),
+        expected=truth,
+        applies=light,
+        rate=RATES["bo-rep"],
+    ),
     Row(
         name="lv-hba",
         build=joint_descent,
@@ -225,6 +257,18 @@ SINGLE_LOOP = [
         applies=lambda known: known.symmetric and not known.problem.saddle and known.problem.initial is None,
         tolerance=1e-10,
     ),
-    Row(name="bsvrb-v1", build=blockwise_v1, expected=truth, applies=lambda known: some(known) and known.definite),
-    Row(name="bsvrb-v2", build=blockwise_v2, expected=truth, applies=lambda known: some(known) and known.definite),
+    Row(
+        name="bsvrb-v1",
+        build=blockwise_v1,
+        expected=truth,
+        applies=lambda known: some(known) and known.definite,
+        rate=RATES["bsvrb-v1"],
+    ),
+    Row(
+        name="bsvrb-v2",
+        build=blockwise_v2,
+        expected=truth,
+        applies=lambda known: some(known) and known.definite,
+        rate=RATES["bsvrb-v2"],
+    ),
 ]

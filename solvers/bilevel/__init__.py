@@ -6,6 +6,7 @@ from hypergrad.solvers.bilevel.bo_rep import BOREP as BOREP
 from hypergrad.solvers.bilevel.bo_rep import EpochSGD as EpochSGD
 from hypergrad.solvers.bilevel.bo_rep import NormalizedMomentum as NormalizedMomentum
 from hypergrad.solvers.bilevel.bome import BOME as BOME
+from hypergrad.solvers.bilevel.bsa import BSA as BSA
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv1 as BSVRBv1
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv2 as BSVRBv2
 from hypergrad.solvers.bilevel.f2sa import F2SA as F2SA
@@ -19,6 +20,7 @@ from hypergrad.solvers.bilevel.mrbo import MRBO as MRBO
 from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
 from hypergrad.solvers.bilevel.saba import SABA as SABA
 from hypergrad.solvers.bilevel.soba import SOBA as SOBA
+from hypergrad.solvers.bilevel.spaba import SPABA as SPABA
 from hypergrad.solvers.bilevel.srba import SRBA as SRBA
 from hypergrad.solvers.bilevel.stocbio import StocBiO as StocBiO
 from hypergrad.solvers.bilevel.sustain import SUSTAIN as SUSTAIN

@@ -49,12 +49,11 @@ class BSA(SingleLoop[ParamsState]):
 
     Example:
         >>> import torch, hypergrad as hg
-        >>> from hypergrad.solvers.bilevel.bsa import BSA
         >>> problem = hg.Problem(
         ...     inner=lambda params, hparams: 0.5 * (params["w"] - hparams["x"]).square().sum(),
         ...     outer=lambda params, hparams: 0.5 * params["w"].square().sum(),
         ... )
-        >>> algorithm = BSA(step_size=lambda t: 1 / (1 + t), terms=1)  # one term is all where H = I
+        >>> algorithm = hg.BSA(step_size=lambda t: 1 / (1 + t), terms=1)  # one term is all where H = I
         >>> hg.hypergradient(problem, {"w": torch.zeros(1)}, {"x": torch.full((1,), 2.0)}, algorithm).grads["x"]
         tensor([2.])
     """

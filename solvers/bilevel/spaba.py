@@ -48,13 +48,12 @@ class SPABA(SingleLoop[SRBAState]):
 
     Example:
         >>> import torch, hypergrad as hg
-        >>> from hypergrad.solvers.bilevel.spaba import SPABA
         >>> problem = hg.Problem(
         ...     inner=lambda params, hparams, batch: 0.5 * (params["w"] - hparams["x"] * batch[0]).square().mean(),
         ...     outer=lambda params, hparams, batch: 0.5 * params["w"].square().sum(),
         ...     inner_data=hg.TensorSampler(torch.tensor([0.5, 1.5]), batch_size=1),
         ... )
-        >>> algorithm = SPABA(step_size=0.2, probability=0.25, iterations=300)
+        >>> algorithm = hg.SPABA(step_size=0.2, probability=0.25, iterations=300)
         >>> start = {"w": torch.zeros(1)}, {"x": torch.full((1,), 2.0)}
         >>> hg.hypergradient(problem, *start, algorithm).grads["x"].round(decimals=4)
         tensor([2.])
