@@ -91,7 +91,7 @@ class Augmentation(HyperparameterModule):
 
     def strengths(self) -> dict[str, Tensor]:
         """Return the present strengths by name, 0-d tensors."""
-        return {name: limit * self.get_parameter(name).sigmoid() for name, limit in self.limits.items()}
+        return {name: limit * getattr(self, name).sigmoid() for name, limit in self.limits.items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return changed images, each with random numbers of its own; in evaluation mode, the images."""

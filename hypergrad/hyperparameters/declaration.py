@@ -15,7 +15,7 @@ from hypergrad.errors import InputError
 from hypergrad.hyperparameters.links import FREE, PROJECTED, Discrete, Each, Link, choose_link
 from hypergrad.solvers.best_response.domains import Choice, Integer
 
-Value = float | Sequence[float] | Tensor
+Value = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 @final
@@ -117,7 +117,7 @@ class Hyperparameter:
 
     def _numbers(self, value: Value) -> Tensor:
         try:
-            given = torch.as_tensor(value).detach().to(torch.float64)
+            given = torch.as_tensor(value, dtype=torch.float64).detach()
             if self.shape is not None:
                 given = given.expand(*self.shape).contiguous()
         except (TypeError, ValueError, RuntimeError) as error:
