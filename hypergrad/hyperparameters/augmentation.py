@@ -25,7 +25,7 @@ class Augmentation(HyperparameterModule):
     name             what is done to each image             limit      unit of s
     ===============  =====================================  =========  =====================
     ``brightness``   x + s u                                1          that of the pixels
-    ``contrast``     x̄ + (x − x̄) exp(s u), x̄ its mean      1          log factor
+    ``contrast``     m + (x − m) exp(s u), m its mean       1          log factor
     ``rotation``     by the angle s u                       π          radians
     ``translation``  by s u in each direction               0.5        width and height
     ``cutout``       a square of side s, with soft edges    1          shorter side

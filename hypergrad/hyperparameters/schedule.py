@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -101,9 +102,9 @@ class LearningRateSchedule(HyperparameterModule):
             ) from error
         return float(low), float(high)
 
-    def at(self, hparams: Mapping[str, Tensor], step: int) -> Tensor:
-        """Return the rate at a step, counted from 0, from a tree that holds ``log_learning_rate``; a 0-d tensor."""
-        raw = NamedTree("hparams", hparams)["log_learning_rate"]
+    def at(self, hparams: Mapping[str, Tensor], step: int, name: str = "log_learning_rate") -> Tensor:
+        """Return the rate at a step, counted from 0, from a tree that holds λ under ``name``; a 0-d tensor."""
+        raw = NamedTree("hparams", hparams)[name]
         step, count = min(step, self.steps - 1), raw.numel()
         if self.pieces == "constant" or count == 1:
             return raw[step * count // self.steps].exp()
@@ -111,9 +112,13 @@ class LearningRateSchedule(HyperparameterModule):
         left = min(int(place), count - 2)
         return torch.lerp(raw[left], raw[left + 1], place - left).exp()
 
-    def tuned(self) -> Tuned:
-        """Return the schedule as a setting of an update rule."""
-        return Tuned(self.at)
+    def tuned(self, name: str = "log_learning_rate") -> Tuned:
+        """Return the schedule as a setting of an update rule.
+
+        Args:
+            name: λ's name among the hyperparameters: another one where the schedule is a part of a larger module.
+        """
+        return Tuned(partial(self.at, name=name))
 
     def forward(self, step: int) -> Tensor:
         """Return the present rate at a step."""

@@ -290,6 +290,44 @@ def test_a_run_moves_the_table() -> None:
     assert sorted(run.hparams["example_weights"].nonzero().flatten().tolist()) == sorted(set(ROWS.tolist()))
 
 
+def regression(weights: hg.ExampleWeights) -> hg.Problem:
+    """Calls the module with other tensors in its place."""
+
+    def inner(params: Any, raw: Any) -> Tensor:
+        errors = (X[ROWS] @ params["w"] - Y[ROWS]).square()
+        weighted = (torch.func.functional_call(weights, raw, (ROWS,)) * errors).mean()
+        value: Tensor = weighted + 0.1 * params["w"].square().sum()
+        return value
+
+    return hg.Problem(inner, lambda params, raw: (XV @ params["w"] - YV).square().mean())
+
+
+@pytest.mark.parametrize(
+    "algorithm", [hg.Implicit(hg.Dense(), inner=FIT), hg.Unrolled(3, GD)], ids=["implicit", "unrolled"]
+)
+def test_sparse_gradients_in_functional_faces(algorithm: hg.Algorithm[Any]) -> None:
+    """One call, a run, the autograd face and the check, against dense gradients."""
+    found = []
+    for sparse, build in ((False, torch.optim.Adam), (True, torch.optim.SparseAdam)):
+        weights = hg.ExampleWeights(N, sparse=sparse, dtype=F64)
+        problem = regression(weights)
+        start = {"w": torch.zeros(5, dtype=F64)}
+        one = hg.hypergradient(problem, start, weights.tree(), algorithm).grads["example_weights"]
+        trained = hg.solve(problem, start, weights.tree(), algorithm)
+        (XV @ trained["w"] - YV).square().mean().backward()
+        two = weights.example_weights.grad
+        assert two is not None
+        assert one.is_sparse == two.is_sparse == sparse
+        run = hg.Run(problem, algorithm, start, weights.tree(), hg.outer.Torch(build, lr=0.1, eps=1e-30))
+        norm = run.step().norm
+        assert norm == pytest.approx(float(one.to_dense().norm()))
+        assert hg.check(problem, start, weights.tree(), algorithm, verbose=False).verdict == "agrees"
+        found.append((one.to_dense(), two.to_dense(), run.hparams["example_weights"]))
+    for dense, rows in zip(*found, strict=True):
+        assert torch.allclose(dense, rows, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found[0][0], found[0][1], rtol=1e-6, atol=1e-10)
+
+
 def test_nan_in_a_row_is_named() -> None:
     case = Case(sparse=True)
 

@@ -53,6 +53,34 @@ def test_hypergradient_is_the_slope_of_training_runs(pieces: Any, build: Any) ->
     assert torch.allclose(found, forward.grads["log_learning_rate"], rtol=1e-9)
 
 
+def test_live_tunes_it_beside_other_hyperparameters() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 8, 3, dtype=F64)
+    schedule = hg.LearningRateSchedule(4, 0.05, dtype=F64)
+    decay = hg.Hyperparameters(decay=hg.Hyperparameter(0.1, hg.Positive()), dtype=F64)
+    both = torch.nn.ModuleDict({"rates": schedule, "others": decay})
+    model = torch.nn.Linear(3, 3, dtype=F64)
+    rule = hg.GradientDescent(lr=schedule.tuned("rates.log_learning_rate"))
+    hg.Live(
+        model,
+        both,
+        lambda: (model(x) - y).square().mean() + decay["decay"] * model.weight.square().sum(),
+        lambda: (model(y) - x).square().mean(),
+        hg.Unrolled(4, rule),
+    ).backward()
+    problem = hg.Problem(
+        lambda p, raw: (
+            (x @ p["weight"].T + p["bias"] - y).square().mean() + raw["decay"].exp() * p["weight"].square().sum()
+        ),
+        lambda p, raw: (y @ p["weight"].T + p["bias"] - x).square().mean(),
+    )
+    start = {name: value.detach() for name, value in model.named_parameters()}
+    algorithm = hg.Unrolled(4, hg.GradientDescent(lr=schedule.tuned()))
+    found = hg.hypergradient(problem, start, {**schedule.tree(), **decay.tree()}, algorithm).grads
+    assert torch.allclose(schedule.log_learning_rate.grad, found["log_learning_rate"], rtol=1e-9)  # type: ignore[arg-type]
+    assert torch.allclose(decay.tree()["decay"].grad, found["decay"], rtol=1e-9)  # type: ignore[arg-type]
+
+
 def test_bounds_are_those_of_the_logarithm() -> None:
     schedule = hg.LearningRateSchedule(2, bounds=(1e-3, 1.0))
     domain = schedule.domains()["log_learning_rate"]
