@@ -171,6 +171,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "one image": (lambda: hg.Augmentation({"rotation": 0.1})(torch.rand(3, 8, 8)), "batch, channels"),
     "bytes": (lambda: hg.Augmentation({"rotation": 0.1})(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "floating"),
     "channels": (lambda: hg.AugmentationNetwork(0), "channels > 0"),
+    "width": (lambda: hg.AugmentationNetwork(1, 0), "width > 0"),
+    "scale": (lambda: hg.AugmentationNetwork(1, scale=0.0), "scale > 0"),
     "depth": (lambda: hg.AugmentationNetwork(1, depth=1), "depth >= 2"),
 }
 

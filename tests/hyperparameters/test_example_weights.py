@@ -372,6 +372,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "mask": (lambda: hg.ExampleWeights(3)(torch.tensor([True, False, True])), "whole numbers"),
     "float": (lambda: hg.ExampleWeights(3)(torch.tensor([1.0])), "whole numbers"),
     "list": (lambda: hg.ExampleWeights(3)([1, 2]), "whole numbers"),
+    "no labels": (lambda: hg.SoftLabels(0, 2), "n > 0"),
     "classes": (lambda: hg.SoftLabels(3, 1), "classes >= 2"),
     "confidence": (lambda: hg.SoftLabels(3, 2, confidence=0.5), "> 0.5"),
     "labels": (lambda: hg.SoftLabels(3, 2, torch.tensor([0, 1])), "3 labels"),

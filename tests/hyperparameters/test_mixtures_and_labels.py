@@ -116,6 +116,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "too few losses": (lambda: hg.LossWeights(["a", "b"])([torch.ones(())]), "one for each"),
     "one domain": (lambda: hg.DomainMixture(1), "two or more"),
+    "floor of domains": (lambda: hg.DomainMixture(2, floor=0.5), "< 0.5"),
+    "shares": (lambda: hg.DomainMixture(2, initial=[0.2, 0.3, 0.5]), "2 numbers"),
     "drawn": (lambda: hg.DomainMixture(2, drawn=[0.0, 1.0]), "above 0"),
     "names": (lambda: hg.DomainMixture(2)(["a"]), "whole numbers"),
     "classes": (lambda: hg.LabelSmoothing(1), "classes >= 2"),
