@@ -15,6 +15,8 @@ from hypergrad.callbacks import load_checkpoint as load_checkpoint
 from hypergrad.callbacks import read_history as read_history
 from hypergrad.check import CheckResult as CheckResult
 from hypergrad.check import check as check
+from hypergrad.data import Accumulated as Accumulated
+from hypergrad.data import Batches as Batches
 from hypergrad.data import Fixed as Fixed
 from hypergrad.data import Partition as Partition
 from hypergrad.data import Sampler as Sampler

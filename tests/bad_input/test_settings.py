@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypergrad as hg
 from hypergrad.errors import (
@@ -39,6 +40,8 @@ FIRST: dict[Any, dict[str, Any]] = {
     hg.Stochastic: {"optimizer": torch.optim.SGD},
     hg.Checkpoint: {"directory": "nowhere"},
     hg.outer.Torch: {"optimizer": torch.optim.SGD},
+    hg.Accumulated: {"sampler": hg.Fixed(0)},
+    hg.LoaderSampler: {"loader": DataLoader(TensorDataset(torch.zeros(2)))},
 }
 
 
@@ -83,6 +86,8 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("patience",),
     hg.Checkpoint: ("every",),
     hg.outer.LBFGSB: ("iterations", "memory"),
+    hg.Accumulated: ("batches",),
+    hg.LoaderSampler: ("longest",),
 }
 
 
@@ -111,7 +116,7 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.LVHBA: ("step_size", "inner_step_size", "center_step_size", "gamma1", "gamma2", "bound", "penalty"),
     hg.Intersection: ("tolerance",),
     hg.ProgressBar: ("interval",),
-    hg.outer.Torch: ("clip",),
+    hg.outer.Torch: ("clip", "clip_value"),
     hg.Simplex: ("total",),
     hg.Ball: ("radius",),
 }
