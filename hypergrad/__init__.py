@@ -71,6 +71,7 @@ from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
 from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel import Implicit as Implicit
 from hypergrad.solvers.bilevel import NormalizedMomentum as NormalizedMomentum
+from hypergrad.solvers.bilevel import Scheduled as Scheduled
 from hypergrad.solvers.bilevel import StocBiO as StocBiO
 from hypergrad.solvers.bilevel import Unrolled as Unrolled
 from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder

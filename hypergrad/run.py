@@ -117,7 +117,8 @@ class Run:
             NumericalError: NaN, a diverged solve, or a move to infinity; the run stays before the step.
         """
         start = time.perf_counter()
-        oracle = Oracle(self.problem, self.algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
+        algorithm = self.algorithm.at_step(self.step_number)
+        oracle = Oracle(self.problem, algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
         try:
             moved = self.outer.update(oracle, self.hparams, self._outer_state)
             check_finite("hparams", moved, when=f"after the outer move of step {self.step_number + 1}")

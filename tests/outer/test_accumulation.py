@@ -91,7 +91,7 @@ def test_one_backward_pass_of_the_live_face_sees_the_mean_of_outer_batches() -> 
         return value
 
     hyper = hg.Live(model, [log_decay], train, valid, hg.Implicit(hg.CG(), inner=hg.Newton()))
-    grads = []
+    grads: list[Tensor] = []
     for batch in ((XV, YV), hg.Batches(PIECES)):
         log_decay.grad = None
         hyper.backward(outer_batch=batch)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 import hypergrad as hg
 from hypergrad.errors import InputError, ObjectiveError
 from tests.bad_input.common import refused
+from tests.loaders.common import stateful
 from tests.loop.common import XV, YV, X, Y, inner, outer, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata 0.11, torch 2.13
@@ -98,7 +98,7 @@ class Ending(IterableDataset[Any]):
 
 
 def stream(data: IterableDataset[Any], longest: int) -> hg.LoaderSampler:
-    return hg.LoaderSampler(StatefulDataLoader(data, batch_size=3), longest=longest)
+    return hg.LoaderSampler(stateful(data, shuffle=None, batch_size=3), longest=longest)
 
 
 def test_an_endless_stream_has_no_full_batch() -> None:
@@ -127,7 +127,7 @@ def unpacking(params: Any, hparams: Any, batch: Any) -> Tensor:
 @pytest.mark.parametrize("algorithm", [FIT, hg.Unrolled(2, hg.GradientDescent(lr=0.1)), hg.SOBA(step_size=0.1)])
 def test_a_batch_without_labels_is_described(role: str, algorithm: Any) -> None:
     functions: dict[str, Any] = {"inner": inner, "outer": outer} | {role: unpacking}
-    data = {f"{role}_data": hg.TensorSampler(X, batch_size=4)}
+    data: dict[str, Any] = {f"{role}_data": hg.TensorSampler(X, batch_size=4)}
     problem = hg.Problem(**functions, **data)
     params, hparams = start()
     with refused(
@@ -151,7 +151,8 @@ def test_a_live_loss_that_fails_on_its_batch_says_which() -> None:
     model, weight = torch.nn.Linear(3, 1), torch.zeros((), requires_grad=True)
 
     def loss(batch: Any) -> Tensor:
-        return (model(batch["x"]) - batch["y"]).square().mean() + weight.exp() * model.weight.square().sum()
+        gap: Tensor = model(batch["x"]) - batch["y"]
+        return gap.square().mean() + weight.exp() * model.weight.square().sum()
 
     hyper = hg.Live(model, [weight], loss, loss, FIT)
     with pytest.raises(ObjectiveError, match=r"KeyError.*\{'x': float32 of shape \(2, 3\)\}"):
