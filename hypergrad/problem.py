@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
-from hypergrad.data import Accumulated, Batches, Fixed, Sampler, check_sampler, drawn
+from hypergrad.accumulated import Accumulated, Batches
+from hypergrad.data import Fixed, Sampler, check_sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.inner_problem import InnerProblem
@@ -225,6 +226,11 @@ class Problem:
     def saddle(self) -> bool:
         """Whether the inner solution is the stationary point of a Lagrangian, which no descent finds."""
         return isinstance(self.inner, Lagrangian)
+
+    @property
+    def takes_outer_batch(self) -> bool:
+        """Whether the outer objective has an argument for the batch."""
+        return self._outer.takes_batch
 
     @property
     def is_envelope(self) -> bool:

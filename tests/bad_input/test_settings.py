@@ -88,6 +88,9 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.outer.LBFGSB: ("iterations", "memory"),
     hg.Accumulated: ("batches",),
     hg.LoaderSampler: ("longest",),
+    hg.Averaging: ("begin",),
+    hg.Every: ("inner", "outer"),
+    hg.OnPlateau: ("patience", "longest", "outer"),
 }
 
 
@@ -117,6 +120,7 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Intersection: ("tolerance",),
     hg.ProgressBar: ("interval",),
     hg.outer.Torch: ("clip", "clip_value"),
+    hg.Averaging: ("decay",),
     hg.Simplex: ("total",),
     hg.Ball: ("radius",),
 }
@@ -143,6 +147,8 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("min_delta",),
     hg.Positive: ("floor",),
     hg.outer.LBFGSB: ("gtol", "ftol"),
+    hg.Every: ("warmup",),
+    hg.OnPlateau: ("min_delta", "warmup"),
 }
 
 
@@ -150,6 +156,7 @@ BELOW_ONE: dict[Any, tuple[str, ...]] = {
     hg.GradientDescent: ("momentum",),
     hg.Adam: ("beta1", "beta2"),
     hg.NormalizedMomentum: ("momentum",),
+    hg.OnPlateau: ("smoothing",),
 }
 
 
@@ -175,6 +182,7 @@ TESTED_APART = {
     ("MAID", "loosen"),
     *((name, setting) for name in ("BSVRBv1", "BSVRBv2") for setting in ("sampled", "gamma")),
     ("Halfspace", "offset"),
+    *(("OuterSchedule", name) for name in ("outer", "warmup")),  # abstract: refused through Every and OnPlateau
 }
 
 
