@@ -70,8 +70,8 @@ def test_smoothing_sees_the_trend_behind_noise() -> None:
     noise = (5 * torch.randn(200, generator=torch.Generator().manual_seed(0))).tolist()
     falling = [300.0 - step + noise[step] for step in range(200)]
     level = [300.0 + noise[step] for step in range(200)]
-    assert sum(due(hg.OnPlateau(patience=5, smoothing=0.9), falling)) == 0
-    assert sum(due(hg.OnPlateau(patience=5, smoothing=0.9), level)) > 0
+    assert sum(due(hg.OnPlateau(patience=10, smoothing=0.9), falling)) == 0
+    assert sum(due(hg.OnPlateau(patience=10, smoothing=0.9), level)) > 0
     assert sum(due(hg.OnPlateau(patience=5), falling)) > 0, "without smoothing the noise looks like a plateau"
 
 
