@@ -42,6 +42,9 @@ from hypergrad.loaders import LoaderSampler as LoaderSampler
 from hypergrad.outer_schedules import Every as Every
 from hypergrad.outer_schedules import OnPlateau as OnPlateau
 from hypergrad.outer_schedules import OuterSchedule as OuterSchedule
+from hypergrad.population import Member as Member
+from hypergrad.population import Population as Population
+from hypergrad.population import Selected as Selected
 from hypergrad.problem import Problem as Problem
 from hypergrad.projections import Halfspace as Halfspace
 from hypergrad.projections import Intersection as Intersection

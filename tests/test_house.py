@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("solvers.bilevel", "solvers.best_response"),
     ("hypergradient", "differentiable", "live", "check"),
     ("run",),
-    ("callbacks",),
+    ("callbacks", "population"),
     ("averaging",),
     ("trainer",),
     ("",),  # hypergrad/__init__.py: the public names

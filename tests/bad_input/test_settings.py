@@ -41,6 +41,7 @@ FIRST: dict[Any, dict[str, Any]] = {
     hg.Checkpoint: {"directory": "nowhere"},
     hg.outer.Torch: {"optimizer": torch.optim.SGD},
     hg.Accumulated: {"sampler": hg.Fixed(0)},
+    hg.Population: {"problem": PROBLEM, "algorithm": NEWTON, "outer": SGD},
     hg.LoaderSampler: {"loader": DataLoader(TensorDataset(torch.zeros(2)))},
 }
 
@@ -89,6 +90,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.Accumulated: ("batches",),
     hg.LoaderSampler: ("longest",),
     hg.Averaging: ("begin",),
+    hg.Population: ("rung", "eta"),
     hg.Every: ("inner", "outer"),
     hg.OnPlateau: ("patience", "longest", "outer"),
 }
@@ -166,6 +168,7 @@ CHOICES: dict[Any, tuple[str, ...]] = {
     hg.ZerothOrder: ("mode",),
     hg.LVHBA: ("projection",),
     hg.HOAG: ("schedule", "linear_schedule"),
+    hg.Population: ("unit",),
 }
 
 
@@ -313,6 +316,7 @@ def test_negative_damping_of_a_differentiable_function_is_refused() -> None:
 def numeric_settings() -> set[tuple[str, str]]:
     """Every setting of a public class that is a number or a choice, by its annotation."""
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
+    results |= {"Member", "Selected", "Split"}
     public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
     for cls in public - {hg.Run, hg.outer.Oracle}:
