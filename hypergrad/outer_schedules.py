@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, SupportsFloat, final
 
+from torch import Tensor
+
 from hypergrad.errors import InputError
 from hypergrad.settings import check_count, check_counts, check_numbers
 
@@ -29,7 +31,7 @@ class OuterSchedule(ABC):
         check_counts(self, "outer")
         check_counts(self, "warmup", least=0)
 
-    def __call__(self, step: int, loss: SupportsFloat | None = None) -> int:
+    def __call__(self, step: int, loss: Tensor | SupportsFloat | None = None) -> int:
         """Return how many outer steps are due.
 
         Args:
@@ -43,7 +45,7 @@ class OuterSchedule(ABC):
         return self.outer if step >= self.warmup and self.due(step - self.warmup, loss) else 0
 
     @abstractmethod
-    def due(self, step: int, loss: SupportsFloat | None) -> bool:
+    def due(self, step: int, loss: Tensor | SupportsFloat | None) -> bool:
         """Return whether outer steps are due.
 
         Args:
@@ -94,7 +96,7 @@ class Every(OuterSchedule):
         check_counts(self, "inner")
         super().__init__(outer=outer, warmup=warmup)
 
-    def due(self, step: int, loss: SupportsFloat | None) -> bool:
+    def due(self, step: int, loss: Tensor | SupportsFloat | None) -> bool:
         """Return whether the step ends a period."""
         return (step + 1) % self.inner == 0
 
@@ -141,7 +143,7 @@ class OnPlateau(OuterSchedule):
         self._lowest = self._smooth = math.inf
         self._made = self._waited = 0
 
-    def due(self, step: int, loss: SupportsFloat | None) -> bool:
+    def due(self, step: int, loss: Tensor | SupportsFloat | None) -> bool:
         """Return whether the loss has stopped falling."""
         if loss is None:
             raise InputError(
@@ -149,7 +151,7 @@ class OnPlateau(OuterSchedule):
                 expected="the training loss of every step",
                 do="call schedule(step, loss)",
             )
-        value = float(loss)
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
         if math.isnan(value):
             value = math.inf
         if self._made and math.isfinite(self._smooth):
