@@ -78,6 +78,8 @@ def drawn(name: str, sampler: Sampler | None) -> Any:
             expected="a sampler without end, which starts again where the data ends",
             do="let draw() start a new epoch instead of raising StopIteration; is the data empty?",
         ) from error
+    except InputError as error:
+        raise InputError(f"{name}: {error.passed}", error.expected, error.do) from error
 
 
 @final

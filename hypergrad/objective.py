@@ -159,12 +159,17 @@ def described(batch: Any, depth: int = 2) -> str:
 
 def _failed(name: str, error: Exception, batch: Any) -> ObjectiveError:
     text = next(iter(str(error).splitlines()), "")
-    what = "no batch (None): its data has no sampler" if batch is None else f"the batch {described(batch)}"
+    found = "no batch (None)" if batch is None else f"the batch {described(batch)}"
+    remedy = (
+        f"pass data for {name}: a sampler as {name}_data of the problem, or the batch where the call takes one"
+        if batch is None
+        else f"unpack in {name} what the sampler or the call gives it (are the labels missing?), or pass the data that "
+        f"{name} unpacks"
+    )
     return ObjectiveError(
-        passed=f"{name}, which raised {type(error).__name__}: {text}, and got {what}",
-        expected=f"a function {name}(params, hparams, batch) for batches of this form",
-        do=f"unpack in {name} what the sampler gives (are the labels missing?), or pass the data that {name} unpacks "
-        "to the sampler; the traceback above says where it failed",
+        passed=f"{name}, which raised {type(error).__name__}: {text}, and got {found}",
+        expected=f"an objective that can be computed from batches of this form: {name} unpacks what it is given",
+        do=f"{remedy}; if the batch is right, the traceback above says what failed in {name}",
     )
 
 

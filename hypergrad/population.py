@@ -220,6 +220,8 @@ class _Contest:
             Run(problem, population.algorithm, params, start, population.outer, seed=population.seed)
             for start in starts
         ]
+        for run in self.runs:
+            run.told = self.runs[0].told  # each kind of warning once for all members
         first = self._positions()
         self.positions = [first for _ in self.runs]
         self.members = [Member(tree.cloned(run.hparams), run.hparams, run.params) for run in self.runs]

@@ -78,6 +78,7 @@ class Run:
         params: θ after the last training.
         whole: whether the run stands between two steps, so that it can be saved.
         companions: what is saved with the run, by name; the trainer puts its callbacks here.
+        told: kinds of warnings that were given; runs that belong together share one set.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Run:
         self.params = start
         self._state = algorithm.init(problem, start, self.hparams)
         self._outer_state = outer.init(self.hparams, problem)
-        self._told: set[str] = set()
+        self.told: set[str] = set()
         self.step_number = 0
         self.whole = True
         self.companions: dict[str, Companion] = {}
@@ -129,8 +130,8 @@ class Run:
         hparams, self.hparams = self.hparams, moved
         self.params, self._state = first.params, oracle.state
         self.step_number += 1
-        first.report.warn(skip=self._told)
-        self._told |= set(first.report.notes)
+        first.report.warn(skip=self.told)
+        self.told |= set(first.report.notes)
         return Progress(
             step=self.step_number,
             hparams=hparams,

@@ -142,7 +142,7 @@ def test_a_batch_without_labels_is_described(role: str, algorithm: Any) -> None:
 
 def test_the_failure_itself_is_the_cause() -> None:
     problem = hg.Problem(inner, unpacking)
-    with pytest.raises(ObjectiveError, match=r"no batch \(None\): its data has no sampler") as caught:
+    with pytest.raises(ObjectiveError, match=r"got no batch \(None\)[^\0]*outer_data of the problem") as caught:
         hg.hypergradient(problem, *start(), FIT)
     assert isinstance(caught.value.__cause__, TypeError)
 
@@ -157,6 +157,28 @@ def test_a_live_loss_that_fails_on_its_batch_says_which() -> None:
     hyper = hg.Live(model, [weight], loss, loss, FIT)
     with pytest.raises(ObjectiveError, match=r"KeyError.*\{'x': float32 of shape \(2, 3\)\}"):
         hyper.backward({"x": torch.zeros(2, 3)}, {"x": torch.zeros(2, 3)})
+
+
+def test_a_live_loss_without_a_batch_is_not_blamed_on_one() -> None:
+    model, weight = torch.nn.Linear(3, 1), torch.zeros((), requires_grad=True)
+
+    def loss() -> Tensor:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        hg.Live(model, [weight], loss, loss, FIT).backward()
+
+
+class Nothing(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+@pytest.mark.parametrize("name", ["inner_data", "outer_data"])
+def test_an_empty_stream_is_named(name: str) -> None:
+    given: dict[str, Any] = {name: hg.LoaderSampler(stateful(Nothing(), shuffle=None))}
+    with refused(InputError, passed=(f"{name}: ", "Nothing", "runs dry"), expected="at least one batch"):
+        hg.hypergradient(hg.Problem(inner, outer, **given), *start(), FIT)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt(), ZeroDivisionError()])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hypergrad as hg
-from hypergrad.errors import DivergenceError, InputError
+from hypergrad.errors import DivergenceError, InputError, StationarityWarning
 from hypergrad.tree import Tree
 from tests.bad_input.common import refused
 from tests.loop.common import LOOSE, SGD, XV, YV, X, Y, batches, inner, noisy, outer, same, start
@@ -267,6 +267,13 @@ def test_starts_are_a_list_or_drawn(hparams: Any, members: Any) -> None:
 def test_a_held_out_batch_for_an_objective_without_one_is_refused() -> None:
     with refused(InputError, passed=("Population", "without a batch"), do="a function"):
         population(held_out=(X, Y))
+
+
+def test_each_kind_of_warning_is_given_once_for_all_members() -> None:
+    short = hg.Implicit(hg.CG(), inner=hg.GradientDescent(lr=0.1, steps=1))
+    with pytest.warns(StationarityWarning) as caught:
+        hg.Population(WELLS, short, DESCENT, rung=1).fit(W, STARTS[:4])
+    assert len(caught) == 1
 
 
 def test_dropout_in_the_held_out_loss_leaves_the_random_state() -> None:
