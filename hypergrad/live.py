@@ -146,8 +146,8 @@ class _Frame(nn.Module):
     def forward(self, function: Loss, arguments: tuple[Any, ...]) -> Tensor:
         return function(*arguments)
 
-    def objective(self, name: str, function: Loss) -> Callable[..., Tensor]:
-        """Return the closure as a pure function of (params, hparams), and of the batch if it takes one."""
+    def objective(self, name: str, function: Loss) -> Callable[[Tree, Tree, Any], Tensor]:
+        """Return the closure as a pure function of (params, hparams, batch)."""
         count = count_arguments(function, (1, 0)) if callable(function) else None
         if count is None:
             raise InputError(
@@ -156,21 +156,16 @@ class _Frame(nn.Module):
                 do="close over the model and the hyperparameters, and take the batch as the only argument",
             )
 
-        def call(params: Tree, hparams: Tree, *arguments: Any) -> Tensor:
+        def call(params: Tree, hparams: Tree, batch: Any) -> Tensor:
             replaced = {f"model.{key}": value for key, value in params.items()}
             if self.hparams is not None:
                 replaced |= {f"hparams.{key}": value for key, value in hparams.items()}
             buffers = {key: value.clone() for key, value in self.named_buffers()}
-            value: Tensor = torch.func.functional_call(self, replaced | buffers, (function, arguments))
+            arguments = (function, (batch,) if count else ())
+            value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
             return value
 
-        def with_batch(params: Tree, hparams: Tree, batch: Any) -> Tensor:
-            return call(params, hparams, batch)
-
-        def without_batch(params: Tree, hparams: Tree) -> Tensor:
-            return call(params, hparams)
-
-        return with_batch if count else without_batch
+        return call
 
 
 def _hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:

@@ -53,7 +53,8 @@ class UserFunction:
         except HypergradError:
             raise
         except UNFIT_BATCH as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            unrelated = batch is None and "NoneType" not in str(error)
+            if unrelated or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise _failed(self.name, error, batch) from error
 

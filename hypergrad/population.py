@@ -26,6 +26,7 @@ from hypergrad.tree import Tree
 
 Sample = Callable[[torch.Generator], Mapping[str, Tensor]]
 RUNNING, HALVED, DIVERGED, BEST = "running", "halved", "diverged", "best"
+ENTRIES = ("settings", "runs", "positions", "members", "rung", "waiting", "alive")
 TREES = ("start", "hparams", "params")
 
 
@@ -221,7 +222,7 @@ class _Contest:
             for start in starts
         ]
         for run in self.runs:
-            run.told = self.runs[0].told  # each kind of warning once for all members
+            run.share_warnings(self.runs[0])
         first = self._positions()
         self.positions = [first for _ in self.runs]
         self.members = [Member(tree.cloned(run.hparams), run.hparams, run.params) for run in self.runs]
@@ -311,7 +312,7 @@ class _Contest:
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            found = state["settings"]
+            found, *_ = (state[name] for name in ENTRIES)
         except Exception as error:
             raise saved.unfit(f"in {path}, which is no population ({type(error).__name__})", "a population") from error
         if found != self._settings():

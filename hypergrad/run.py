@@ -78,7 +78,6 @@ class Run:
         params: θ after the last training.
         whole: whether the run stands between two steps, so that it can be saved.
         companions: what is saved with the run, by name; the trainer puts its callbacks here.
-        told: kinds of warnings that were given; runs that belong together share one set.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Run:
         self.params = start
         self._state = algorithm.init(problem, start, self.hparams)
         self._outer_state = outer.init(self.hparams, problem)
-        self.told: set[str] = set()
+        self._told: set[str] = set()
         self.step_number = 0
         self.whole = True
         self.companions: dict[str, Companion] = {}
@@ -130,8 +129,8 @@ class Run:
         hparams, self.hparams = self.hparams, moved
         self.params, self._state = first.params, oracle.state
         self.step_number += 1
-        first.report.warn(skip=self.told)
-        self.told |= set(first.report.notes)
+        first.report.warn(skip=self._told)
+        self._told |= set(first.report.notes)
         return Progress(
             step=self.step_number,
             hparams=hparams,
@@ -159,6 +158,10 @@ class Run:
         draws = guards.Draws.capture(device, self.problem.inner_data, self.problem.outer_data)
         with guards.again(draws), guards.pinned_rng(device, self._seed()):
             return tree.cloned(algorithm.response(self.problem, self._state, tree.leaves(hparams)))
+
+    def share_warnings(self, other: Run) -> None:
+        """Give each kind of warning once in both runs together."""
+        self._told = other._told
 
     def _seed(self) -> int:
         """Return the seed of the next step's random numbers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from hypergrad.errors import HypergradError, InputError, did_you_mean
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
 
-A = TypeVar("A")
 ScheduleOfSetting = Callable[[int], Any]
 
 
@@ -60,7 +59,6 @@ class Scheduled(Algorithm[Any]):
         self,
         algorithm: Algorithm[Any],
         settings: Mapping[str, ScheduleOfSetting] | None = None,
-        /,
         **named: ScheduleOfSetting,
     ) -> None:
         """Find every setting, and check its value at step 0."""

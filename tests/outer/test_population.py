@@ -251,6 +251,11 @@ def test_a_checkpoint_of_another_population_is_refused(tmp_path: Path) -> None:
     ):
         with refused(InputError, passed=passed):
             other.fit(W, starts, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    del state["alive"]
+    torch.save(state, path)
+    with refused(InputError, passed="no population (KeyError)"):
+        population().fit(W, STARTS[:2], checkpoint=path)
     path.write_text("something else")
     with refused(InputError, passed="no population"):
         population().fit(W, STARTS[:2], checkpoint=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,13 @@ def test_a_value_out_of_range_later_on_names_the_step_and_changes_nothing() -> N
     assert made.step_number == 2
     assert made.whole
     assert not same(before["hparams"], made.state_dict()["hparams"])
+
+
+def test_a_scheduled_algorithm_can_be_replaced_in() -> None:
+    other = dataclasses.replace(GROWING, algorithm=dataclasses.replace(NEUMANN, damping=0.5))
+    assert "damping=0.5" in repr(other.at_step(3))
+    assert "terms=4" in repr(other.at_step(3))
+    assert dataclasses.replace(GROWING) == GROWING
 
 
 def test_only_algorithms_are_scheduled() -> None:
