@@ -21,7 +21,7 @@ from tests.bad_input.common import NAN, NEWTON, PROBLEM, SGD, STEP, inner, refus
 
 SINGLE_LOOP: tuple[Any, ...] = (
     *(hg.SOBA, hg.SABA, hg.SRBA, hg.FSLA, hg.AmIGO, hg.StocBiO, hg.TTSA, hg.MRBO, hg.SUSTAIN, hg.VRBO),
-    *(hg.F2SA, hg.BOME, hg.PZOBO),
+    *(hg.F2SA, hg.BOME, hg.PZOBO, hg.SPABA, hg.BSA),
 )
 LOOPED = ("iterations", "adjoint_iterations")
 FIRST: dict[Any, dict[str, Any]] = {
@@ -67,10 +67,11 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.ForwardMode: ("steps", "guide", "max_exact"),
     hg.ZerothOrder: ("directions", "max_runs"),
     hg.ZoRD: ("candidates", "nearest", "memory", "max_size"),
-    **dict.fromkeys((hg.SOBA, hg.SABA, hg.FSLA, hg.StocBiO, hg.MRBO), LOOPED),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SPABA, hg.FSLA, hg.StocBiO, hg.MRBO), LOOPED),
     hg.SRBA: ("period", *LOOPED),
     hg.AmIGO: ("inner_steps", "linear_steps", *LOOPED),
     hg.StocBiO: ("inner_steps", *LOOPED),
+    hg.BSA: ("inner_steps", "terms", *LOOPED),
     hg.TTSA: ("terms", *LOOPED),
     hg.SUSTAIN: ("terms", *LOOPED),
     hg.VRBO: ("inner_steps", "period", *LOOPED),
@@ -105,7 +106,9 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Adam: ("lr", "eps"),
     hg.ZerothOrder: ("step_size",),
     hg.ZoRD: ("radius", "length_scale", "noise"),
-    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SRBA, hg.AmIGO, hg.StocBiO, hg.TTSA), ("step_size", "linear_step_size")),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SRBA, hg.AmIGO, hg.StocBiO), ("step_size", "linear_step_size")),
+    **dict.fromkeys((hg.BSA, hg.TTSA), ("step_size", "linear_step_size")),
+    hg.SPABA: ("step_size", "linear_step_size", "probability"),
     **dict.fromkeys((hg.FSLA, hg.MRBO, hg.SUSTAIN), ("step_size", "linear_step_size", "momentum")),
     hg.VRBO: ("step_size", "linear_step_size"),
     hg.F2SA: ("step_size", "penalty", "penalised_step_size"),
