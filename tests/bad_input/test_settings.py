@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypergrad as hg
 from hypergrad.errors import (
@@ -39,6 +40,9 @@ FIRST: dict[Any, dict[str, Any]] = {
     hg.Stochastic: {"optimizer": torch.optim.SGD},
     hg.Checkpoint: {"directory": "nowhere"},
     hg.outer.Torch: {"optimizer": torch.optim.SGD},
+    hg.Accumulated: {"sampler": hg.Fixed(0)},
+    hg.Population: {"problem": PROBLEM, "algorithm": NEWTON, "outer": SGD},
+    hg.LoaderSampler: {"loader": DataLoader(TensorDataset(torch.zeros(2)))},
 }
 
 
@@ -84,6 +88,12 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("patience",),
     hg.Checkpoint: ("every",),
     hg.outer.LBFGSB: ("iterations", "memory"),
+    hg.Accumulated: ("batches",),
+    hg.LoaderSampler: ("longest",),
+    hg.Averaging: ("begin",),
+    hg.Population: ("rung", "eta"),
+    hg.Every: ("inner", "outer"),
+    hg.OnPlateau: ("patience", "longest", "outer"),
 }
 
 
@@ -114,7 +124,8 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.LVHBA: ("step_size", "inner_step_size", "center_step_size", "gamma1", "gamma2", "bound", "penalty"),
     hg.Intersection: ("tolerance",),
     hg.ProgressBar: ("interval",),
-    hg.outer.Torch: ("clip",),
+    hg.outer.Torch: ("clip", "clip_value"),
+    hg.Averaging: ("decay",),
     hg.Simplex: ("total",),
     hg.Ball: ("radius",),
 }
@@ -141,6 +152,8 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("min_delta",),
     hg.Positive: ("floor",),
     hg.outer.LBFGSB: ("gtol", "ftol"),
+    hg.Every: ("warmup",),
+    hg.OnPlateau: ("min_delta", "warmup"),
 }
 
 
@@ -148,6 +161,7 @@ BELOW_ONE: dict[Any, tuple[str, ...]] = {
     hg.GradientDescent: ("momentum",),
     hg.Adam: ("beta1", "beta2"),
     hg.NormalizedMomentum: ("momentum",),
+    hg.OnPlateau: ("smoothing",),
 }
 
 
@@ -157,6 +171,7 @@ CHOICES: dict[Any, tuple[str, ...]] = {
     hg.ZerothOrder: ("mode",),
     hg.LVHBA: ("projection",),
     hg.HOAG: ("schedule", "linear_schedule"),
+    hg.Population: ("unit",),
 }
 
 
@@ -173,6 +188,7 @@ TESTED_APART = {
     ("MAID", "loosen"),
     *((name, setting) for name in ("BSVRBv1", "BSVRBv2") for setting in ("sampled", "gamma")),
     ("Halfspace", "offset"),
+    *(("OuterSchedule", name) for name in ("outer", "warmup")),  # abstract: refused through Every and OnPlateau
 }
 
 
@@ -303,6 +319,7 @@ def test_negative_damping_of_a_differentiable_function_is_refused() -> None:
 def numeric_settings() -> set[tuple[str, str]]:
     """Every setting of a public class that is a number or a choice, by its annotation."""
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
+    results |= {"Member", "Selected", "Split"}
     public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
     for cls in public - {hg.Run, hg.outer.Oracle}:
