@@ -91,3 +91,15 @@ class Accumulated:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position of the sampler."""
         self.sampler.load_state_dict(state)
+
+
+def check_data(inner: object, outer: object) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for what cannot be a problem's ``inner_data`` and ``outer_data``."""
+    check_sampler("inner_data", inner)
+    check_sampler("outer_data", outer)
+    if isinstance(inner, Accumulated):
+        raise InputError(
+            passed="inner_data=Accumulated(...)",
+            expected="one batch for each evaluation of inner; only outer batches are accumulated",
+            do="pass the sampler itself, with a larger batch_size",
+        )

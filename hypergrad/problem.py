@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
-from hypergrad.accumulated import Accumulated, Batches
-from hypergrad.data import Fixed, Sampler, check_sampler, drawn
+from hypergrad.accumulated import Batches, check_data
+from hypergrad.data import Fixed, Sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.inner_problem import InnerProblem
@@ -135,7 +135,7 @@ class Problem:
         if self.initial is not None:
             check_initial(self.initial)
         _check_domains(self.hparams_domain)
-        _check_data(self.inner_data, self.outer_data)
+        check_data(self.inner_data, self.outer_data)
 
     @classmethod
     def fixed_point(cls, map: Condition, outer: Objective, **options: Any) -> Problem:
@@ -360,17 +360,6 @@ def _check_domains(domains: Mapping[str, Domain]) -> None:
                 expected="a domain, with a method project(value)",
                 do="pass hypergrad.Box(low, high), Positive(), UnitInterval(), Simplex(), Ball(), or one of your own",
             )
-
-
-def _check_data(inner: Sampler | None, outer: Sampler | None) -> None:
-    check_sampler("inner_data", inner)
-    check_sampler("outer_data", outer)
-    if isinstance(inner, Accumulated):
-        raise InputError(
-            passed="inner_data=Accumulated(...)",
-            expected="one batch for each evaluation of inner; only outer batches are accumulated",
-            do="pass the sampler itself, with a larger batch_size",
-        )
 
 
 def _mean(found: Iterator[OuterGradients], count: int) -> OuterGradients:
