@@ -111,6 +111,7 @@ def solve(
         tensor([6.])
     """
     check_algorithm(algorithm)
+    algorithm = algorithm.at_step(0)
     if isinstance(algorithm, Implicit) and algorithm.inner is None:
         raise InputError(
             passed=f"{algorithm!r}",

@@ -339,4 +339,38 @@ ZEROTH_ORDER = [
 ]
 
 
-TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *SINGLE_LOOP]
+def growing(known: KnownProblem) -> hg.Scheduled:
+    algorithm = hg.Implicit(neumann(0, known), inner=fitted(known))
+    return hg.Scheduled(algorithm, terms=lambda k: 5 + k)
+
+
+def lengthening(known: KnownProblem) -> hg.Scheduled:
+    return hg.Scheduled(back_propagation(known, "graph"), steps=lambda k: known.steps + 10 * k)
+
+
+def tightening(known: KnownProblem) -> hg.Scheduled:
+    algorithm = hg.Implicit(hg.CG(rtol=0.5), inner=fitted(known))
+    return hg.Scheduled(algorithm, {"linear.rtol": lambda k: rtol(known)}, damping=lambda k: 0.0)
+
+
+SCHEDULED = [
+    Row(
+        name="scheduled-neumann",
+        build=growing,
+        expected=partial(inverse_series, terms=5),
+        exact=False,
+        applies=lambda known: solvable(neumann(0, known), known),
+        tolerance=1e-10,
+    ),
+    Row(name="scheduled-unrolled", build=lengthening, expected=truth, applies=descends),
+    Row(
+        name="scheduled-cg",
+        build=tightening,
+        expected=truth,
+        applies=lambda known: solvable(hg.CG(), known),
+        adaptive=True,
+    ),
+]
+
+
+TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *SINGLE_LOOP, *SCHEDULED]

@@ -19,6 +19,7 @@ from hypergrad.solvers.bilevel.maid import MAID as MAID
 from hypergrad.solvers.bilevel.mrbo import MRBO as MRBO
 from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
 from hypergrad.solvers.bilevel.saba import SABA as SABA
+from hypergrad.solvers.bilevel.scheduled import Scheduled as Scheduled
 from hypergrad.solvers.bilevel.soba import SOBA as SOBA
 from hypergrad.solvers.bilevel.spaba import SPABA as SPABA
 from hypergrad.solvers.bilevel.srba import SRBA as SRBA
