@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -143,7 +144,7 @@ def check(
     steps = _default_steps(hparams) if steps is None else steps
     if len(steps) < 2 or not all(a > b > 0 for a, b in itertools.pairwise(steps)):
         raise InputError(f"check(steps={steps})", "two or more step sizes, falling, above 0", "leave steps out")
-    runs = _Runs(problem, params, hparams, algorithm, resolve, seed)
+    runs = _Runs(problem, params, tree.detached(hparams), algorithm, resolve, seed)
     with guards.again(runs.draws):
         result = _checked(runs, directions, steps, tolerance)
     if verbose:
@@ -191,7 +192,8 @@ class _Runs:
     def hypergradient(self) -> Hypergradient:
         """Return what the algorithm says."""
         with self._pinned():
-            return self.algorithm.step(self.problem, self.state, tree.leaves(self.hparams))[0]
+            found = self.algorithm.step(self.problem, self.state, tree.leaves(self.hparams))[0]
+        return dataclasses.replace(found, grads={name: tree.dense(grad) for name, grad in found.grads.items()})
 
     def value(self, hparams: Tree) -> float:
         """Return F after training again."""

@@ -113,7 +113,7 @@ class Live:
         result, self._state = self.algorithm.step(problem, state, self.hparams)
         for key, hyperparameter in self.hparams.items():
             grad = result.grads[key]
-            hyperparameter.grad = grad if hyperparameter.grad is None else hyperparameter.grad + grad
+            hyperparameter.grad = grad if hyperparameter.grad is None else tree.plus(hyperparameter.grad, grad)
         result.report.warn(skip=self._told)
         self._told |= set(result.report.notes)
         return result.report

@@ -29,6 +29,7 @@ from hypergrad.tree import (
     check_tree,
     device_of,
     leaves,
+    plus,
 )
 
 Objective = Callable[..., Tensor]
@@ -52,7 +53,12 @@ class OuterGradients:
 
     def minus(self, mixed: Tree) -> Tree:
         """Return ∂f/∂λ − mixed, overwriting ``mixed``."""
-        return {k: self.hparams[k] - m if k in self.hparams else m.neg_() for k, m in mixed.items()}
+        return {k: _minus(self.hparams[k], m) if k in self.hparams else m.neg_() for k, m in mixed.items()}
+
+
+def _minus(direct: Tensor, mixed: Tensor) -> Tensor:
+    """Return direct − mixed, either of which may be sparse, overwriting ``mixed``."""
+    return plus(direct, mixed.neg_()) if direct.is_sparse else direct - mixed
 
 
 @final

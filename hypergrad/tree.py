@@ -226,15 +226,32 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
 
 def norm(tree: Mapping[str, Tensor]) -> Tensor:
     """Return the Euclidean norm of all entries together."""
-    total: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in tree.values()]))
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(_entries(v)) for v in tree.values()])
+    )
     return total
+
+
+def dense(value: Tensor) -> Tensor:
+    """Return a sparse gradient with all its zeros, and any other tensor as it is."""
+    return value.to_dense() if value.is_sparse else value
+
+
+def plus(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum of two gradients, either of which may be sparse."""
+    return right + left if left.is_sparse else left + right
+
+
+def _entries(value: Tensor) -> Tensor:
+    """Return a tensor with the same entries other than 0: those of a sparse gradient, each once."""
+    return value.coalesce().values() if value.is_sparse else value
 
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
     if not tree or bool(torch.isfinite(norm(tree))):
         return None
-    return next((key for key, value in tree.items() if not bool(torch.isfinite(value).all())), None)
+    return next((key for key, value in tree.items() if not bool(torch.isfinite(_entries(value)).all())), None)
 
 
 @dataclass(frozen=True)
@@ -269,7 +286,7 @@ class Layout:
 
     def flatten(self, tree: Mapping[str, Tensor]) -> Tensor:
         """Return a new flat vector with the tree's entries, each tensor in row-major order."""
-        return torch.cat([tree[key].reshape(-1) for key in self.shapes])
+        return torch.cat([dense(tree[key]).reshape(-1) for key in self.shapes])
 
     def views(self, vector: Tensor) -> Tree:
         """Return the tree whose tensors are views of the flat ``vector``."""

@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("oracle",),
     ("outer",),
     ("solvers.bilevel", "solvers.best_response"),
+    ("hyperparameters",),
     ("hypergradient", "differentiable", "live", "check"),
     ("run",),
     ("callbacks", "population"),
@@ -71,7 +72,10 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
-SMOKE: dict[str, dict[str, Any]] = {"step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2}}
+SMOKE: dict[str, dict[str, Any]] = {
+    "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
+    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+}
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 
 

@@ -384,7 +384,8 @@ class _Lagrangian:
         full: dict[str, Any] = dict(zip(inputs, found, strict=True))
         self.reached |= {key for key in lam if full.get(f"hparams/{key}") is not None}
         slopes = {
-            key: torch.zeros_like(inputs[key]).detach() if slope is None else slope for key, slope in full.items()
+            key: torch.zeros_like(inputs[key]).detach() if slope is None else tree.dense(slope)
+            for key, slope in full.items()
         }
         direct = {key: slopes[f"hparams/{key}"] for key in lam} if hparams else {}
         return _Slopes({key: slopes[key] for key in point}, direct, values.detach())

@@ -175,6 +175,21 @@ CHOICES: dict[Any, tuple[str, ...]] = {
 }
 
 
+HYPERPARAMETERS = {
+    "Augmentation": ("strengths", "outside"),
+    "AugmentationNetwork": ("channels", "width", "depth", "scale"),
+    "DomainMixture": ("domains", "floor", "initial", "drawn"),
+    "Dropout": ("initial", "kind", "temperature"),
+    "ExampleWeights": ("n", "initial"),
+    "Hyperparameter": ("bounds", "shape"),
+    "LabelSmoothing": ("classes", "initial", "per"),
+    "LearningRateSchedule": ("steps", "initial", "knots", "pieces", "bounds"),
+    "LossWeights": ("floor", "entropy", "initial"),
+    "SoftLabels": ("n", "classes", "confidence"),
+    "WeightDecay": ("initial",),
+}
+"""In tests/hyperparameters."""
+
 TESTED_APART = {
     ("Box", "low"),
     ("Box", "high"),
@@ -188,6 +203,7 @@ TESTED_APART = {
     ("MAID", "loosen"),
     *((name, setting) for name in ("BSVRBv1", "BSVRBv2") for setting in ("sampled", "gamma")),
     ("Halfspace", "offset"),
+    *((name, setting) for name, settings in HYPERPARAMETERS.items() for setting in settings),
     *(("OuterSchedule", name) for name in ("outer", "warmup")),  # abstract: refused through Every and OnPlateau
 }
 
