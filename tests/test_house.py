@@ -70,7 +70,10 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
-SMOKE: dict[str, dict[str, Any]] = {"step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2}}
+SMOKE: dict[str, dict[str, Any]] = {
+    "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
+    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+}
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 
 
