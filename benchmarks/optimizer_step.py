@@ -1,7 +1,7 @@
 """Cost of one differentiable optimizer step, in units of the optimizer's own step in place.
 
-Run ``python -m benchmarks.optimizer_step``. The rows: the optimizer itself; :class:`hypergrad.TorchRule` without a graph
-(the forward passes of ``keep="iterates"``, ``"sqrt"`` and ``"log"``) and with one; the hand-written rule with a graph,
+Run ``python -m benchmarks.optimizer_step``. The rows: the optimizer itself; ``TorchRule`` without a graph (the
+forward passes of ``keep="iterates"``, ``"sqrt"`` and ``"log"``) and with one; the hand-written rule with a graph,
 where there is one. No gradient is computed: what a training step costs beside is not in these ratios.
 """
 

@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("oracle",),
     ("outer",),
     ("solvers.bilevel", "solvers.best_response"),
-    ("hypergradient", "differentiable", "live", "check"),
+    ("hypergradient", "differentiable", "live", "check", "bridges"),
     ("run",),
     ("callbacks",),
     ("trainer",),
@@ -69,7 +69,7 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
@@ -181,12 +181,12 @@ def test_every_floor_is_inhabited() -> None:
     assert [entry for floor in FLOORS for entry in floor if entry not in units] == []
 
 
-def test_optional_libraries_are_imported_by_the_demo_only() -> None:
+def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> None:
     modules = library(ROOT)
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith("hypergrad.demo")
+        if not module.startswith(("hypergrad.bridges", "hypergrad.demo"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}
