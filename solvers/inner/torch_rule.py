@@ -153,7 +153,7 @@ class _Plan:
         self.parts: list[Part] = parts(self.optimizer, self.groups, rule.settings)
         self.tuned = any(part.tuned for part in self.parts)
         self.scheduler = rule.scheduler
-        self.found: Schema | None = None
+        self.found: dict[Any, Schema] = {}
         self.held: tuple[Any, Schedule] | None = None
         schedule = self.schedule()
         for part in self.parts if schedule is not None else ():
@@ -187,11 +187,12 @@ class _Plan:
         ]
 
     def schema(self, options: Options, params: Tree) -> Schema:
-        """Return what the probe says, which is made once."""
-        if self.found is None:
+        """Return what the probe says, which is made once for each set of branches that the options may choose."""
+        kind = tuple(_branch(value) for chosen in options for value in chosen.values())
+        if kind not in self.found:
             with torch.enable_grad():
-                self.found = probe(self.optimizer, self.parts, options, params)
-        return self.found
+                self.found[kind] = probe(self.optimizer, self.parts, options, params)
+        return self.found[kind]
 
     def present_state(self) -> State:
         """Return the optimizer's own state by the parameters' names, as copies."""
@@ -201,6 +202,13 @@ class _Plan:
                 entries = self.optimizer.state.get(tensor, {})
                 held[key] = {n: v.detach().clone() if isinstance(v, Tensor) else v for n, v in entries.items()}
         return held
+
+
+def _branch(value: Any) -> Any:
+    """Return what of an option may choose a branch of a step: a flag, a word, whether a number is 0."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return bool(value != 0) if isinstance(value, int | float) else type(value)
 
 
 def _check_schedule(schedule: Any, part: Part) -> None:

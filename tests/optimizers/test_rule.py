@@ -227,3 +227,58 @@ def test_zero_gradients_have_finite_derivatives() -> None:
         rule = TorchRule(lambda tensors, kind=kind: kind(tensors, lr=0.01))  # type: ignore[misc]
         found = hg.hypergradient(problem, params, hparams, hg.Unrolled(3, rule)).grads["x"]
         assert bool(torch.isfinite(found)), kind
+
+
+def test_other_branches_of_the_step_are_probed_when_they_are_taken() -> None:
+    tensors = {key: value.requires_grad_() for key, value in start().items()}
+    optimizer = torch.optim.SGD(tensors.values(), lr=0.01)
+    rule, problem = TorchRule(optimizer), hg.Problem(inner, outer)
+    rule.advance_by(problem, rule.begin(tensors), NONE, 2)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    found = rule.advance_by(problem, rule.begin(tensors), NONE, 3)
+    assert set(found.slots) == {"momentum_buffer"}
+    expected = hg.GradientDescent(lr=0.01, momentum=0.9)
+    assert torch.equal(found.params["a"], expected.advance_by(problem, expected.begin(tensors), NONE, 3).params["a"])
+
+
+def test_a_live_loop_looks_ahead_with_its_own_optimizer() -> None:
+    """The hypergradient of what the next steps of the loop would do, from its momentum and its step counts."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1).double()
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
+    weights = torch.zeros(8, 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.NAdam(model.parameters(), lr=0.05)
+
+    def loss() -> Tensor:
+        found: Tensor = ((model(x) - y).square() * weights.exp()).mean()
+        return found
+
+    def train() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(), inputs=list(model.parameters()))
+        optimizer.step()
+
+    for _ in range(3):
+        train()
+    rule = TorchRule(optimizer, names=model, continued=True)
+    live = hg.Live(
+        model,
+        {"weights": weights},
+        inner=loss,
+        outer=lambda: model(x + 0.1).square().mean(),
+        algorithm=hg.Unrolled(2, rule),
+    )
+    live.backward()
+    assert weights.grad is not None
+    found, width = weights.grad.clone(), 1e-5
+    saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    ends = []
+    for side in (1, -1):
+        model.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+        with torch.no_grad():
+            weights[0] = side * width
+        for _ in range(2):
+            train()
+        ends.append(float(model(x + 0.1).square().mean().detach()))
+    assert float(found[0]) == pytest.approx((ends[0] - ends[1]) / (2 * width), rel=1e-6)
