@@ -275,7 +275,7 @@ def test_a_live_loop_looks_ahead_with_its_own_optimizer() -> None:
     ends = []
     for side in (1, -1):
         model.load_state_dict(saved[0])
-        optimizer.load_state_dict(saved[1])
+        optimizer.load_state_dict(copy.deepcopy(saved[1]))
         with torch.no_grad():
             weights[0] = side * width
         for _ in range(2):
