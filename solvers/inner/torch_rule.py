@@ -94,6 +94,12 @@ class TorchRule(UpdateRule):
                 "a torch.optim.Optimizer, or tensors -> one",
                 "pass the optimizer that you train with",
             )
+            if self.names is not None:
+                raise InputError(
+                    passed="TorchRule(names=...) with a function that makes the optimizer",
+                    expected="names of the tensors of a live optimizer; a function gets tensors in the order of params",
+                    do="drop names",
+                )
             if self.continued:
                 raise InputError(
                     passed="TorchRule(continued=True) with a function that makes a new optimizer",

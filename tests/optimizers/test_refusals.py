@@ -158,6 +158,7 @@ WRONG: dict[str, tuple[Callable[[], TorchRule], str]] = {
     "betas": (lambda: TorchRule(torch.optim.Adam, {"betas": hg.Tuned("lr")}), "as many settings"),
     "vector": (lambda: TorchRule(Own, {"lr": hg.Tuned(lambda h: h["lr"].expand(2))}), "0-d tensor"),
     "continued": (lambda: TorchRule(Own, continued=True), "a new optimizer"),
+    "names": (lambda: TorchRule(Own, names=nn.Linear(2, 1)), "drop names"),
     "others": (lambda: TorchRule(Own([torch.zeros(2)])), "have no names"),
     "some": (lambda: TorchRule(Own([("a", torch.zeros(2, 3))])), "missing keys"),
     "groups without names": (
