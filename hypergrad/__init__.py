@@ -100,6 +100,7 @@ from hypergrad.solvers.inner import Adam as Adam
 from hypergrad.solvers.inner import GradientDescent as GradientDescent
 from hypergrad.solvers.inner import Newton as Newton
 from hypergrad.solvers.inner import TorchOptimizer as TorchOptimizer
+from hypergrad.solvers.inner import TorchRule as TorchRule
 from hypergrad.solvers.inner import Training as Training
 from hypergrad.solvers.linear import CG as CG
 from hypergrad.solvers.linear import GMRES as GMRES

@@ -174,6 +174,11 @@ def with_adam(known: KnownProblem, keep: Any) -> hg.Unrolled:
     return hg.Unrolled(12, SMALL_ADAM, keep=keep)
 
 
+def with_torch_rule(known: KnownProblem, keep: Any) -> hg.Unrolled:
+    rule = hg.TorchRule(partial(torch.optim.SGD, lr=known.step / 2, momentum=0.4))
+    return hg.Unrolled(known.steps + 50, rule, keep=keep)
+
+
 UNROLLED = [
     *(
         unrolled(
@@ -189,6 +194,10 @@ UNROLLED = [
             applies=plain_optimum,
         )
         for name, nesterov in (("momentum", False), ("nesterov", True))
+        for keep in ("graph", "sqrt")
+    ),
+    *(
+        unrolled(f"torch-rule-{keep}", partial(with_torch_rule, keep=keep), applies=plain_optimum)
         for keep in ("graph", "sqrt")
     ),
     *(

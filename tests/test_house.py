@@ -41,7 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("outer",),
     ("solvers.bilevel", "solvers.best_response"),
     ("hyperparameters",),
-    ("hypergradient", "differentiable", "live", "check"),
+    ("hypergradient", "differentiable", "live", "check", "bridges"),
     ("run",),
     ("callbacks", "population"),
     ("averaging",),
@@ -71,9 +71,10 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
+    "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
@@ -183,12 +184,12 @@ def test_every_floor_is_inhabited() -> None:
     assert [entry for floor in FLOORS for entry in floor if entry not in units] == []
 
 
-def test_optional_libraries_are_imported_by_the_demo_only() -> None:
+def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> None:
     modules = library(ROOT)
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith("hypergrad.demo")
+        if not module.startswith(("hypergrad.bridges", "hypergrad.demo"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

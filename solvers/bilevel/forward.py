@@ -272,6 +272,7 @@ class _Tangents:
         outputs = _flat(params, slots)
         if first:
             self.reached |= point.reached
+        if len(self.reached) < len(self.hparams):  # a setting such as momentum enters at the second step
             self._reach(outputs, inputs.hparams)
         for place, direction in enumerate(self.directions):
             slope = layout.views(point.jvp(layout.flatten(self.params[place]), direction))

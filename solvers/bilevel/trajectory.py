@@ -50,8 +50,9 @@ def check_rule(owner: str, rule: object) -> None:
     if not isinstance(rule, UpdateRule):
         raise InputError(
             passed=f"{owner}(inner={rule!r})",
-            expected="an update rule that can be differentiated: hypergrad.GradientDescent or hypergrad.Adam",
-            do="for other training use hypergrad.Implicit, or hypergrad.ZerothOrder, which only runs it",
+            expected="an update rule that can be differentiated: hypergrad.GradientDescent, Adam or TorchRule",
+            do="wrap a torch optimizer in hypergrad.TorchRule; for other training use hypergrad.Implicit, or "
+            "hypergrad.ZerothOrder, which only runs it",
         )
     if rule.steps is not None or rule.tolerance:
         raise InputError(

@@ -163,6 +163,7 @@ TRAINING: dict[str, tuple[Any, int, str]] = {
     ),
     "adam": (hg.Adam(lr=0.1, steps=9), 4, "after step 4 of training"),
     "adam-to-tolerance": (hg.Adam(lr=0.1, steps=9, tolerance=1e-30), 4, "at step 3 of training"),
+    "torch-rule": (hg.TorchRule(partial(torch.optim.SGD, lr=0.3), steps=9), 4, "after step 4 of training"),
     "torch-optimizer": (hg.TorchOptimizer(partial(torch.optim.SGD, lr=0.3), steps=9), 4, "after step 4"),
     "lbfgs": (hg.LBFGS(), 1, "L-BFGS"),
     "newton": (hg.Newton(), 1, "at step 0 of Newton's method"),
