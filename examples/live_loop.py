@@ -38,9 +38,9 @@ def main(steps: int = 400) -> float:
         train_loss(rows).backward()
         optimizer.step()
         if step >= 50:
+            outer_optimizer.zero_grad()  # the training loss's backward() has filled weights.grad, too
             hyper.backward(rows)
             outer_optimizer.step()
-            outer_optimizer.zero_grad()
 
     accuracy = float((model(x[valid]).argmax(1) == y[valid]).float().mean())
     wrong, right = weights[:200].sigmoid().mean(), weights[200:].sigmoid().mean()

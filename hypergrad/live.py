@@ -94,6 +94,9 @@ class Live:
     def backward(self, batch: Any = None, outer_batch: Any = None) -> Report:
         """Add the hypergradient at the model's present parameters to the ``.grad`` of the hyperparameters.
 
+        Zero these before each call: the ``backward()`` of a training loss that uses the hyperparameters fills their
+        ``.grad`` as well, with ∂g/∂λ.
+
         Args:
             batch: what ``inner`` gets.
             outer_batch: what ``outer`` gets.

@@ -14,5 +14,5 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)],
     path=str(Path(__file__).parents[1]),
-    patterns=["README.md", "docs/*.md", "docs/catalogue/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/catalogue/*.md", "docs/migrate/*.md"],
 ).pytest()

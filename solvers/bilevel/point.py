@@ -73,11 +73,13 @@ class Point:
             return _non_finite_product(name)
         top, _ = top_curvature(operator, None, steps=20)
         longest = 2 / top if top else float("inf")
+        estimated = getattr(self.linear, "step", None) is None
+        remedy = "" if estimated else "leave step out to have it estimated; if it diverges even then "
         return DivergenceError(
             passed=f"{self.linear!r} on a Hessian with curvature up to {top:.3g}; its terms grew",
             expected=f"a positive definite Hessian and a step below 2 / {top:.3g} = {longest:.3g}",
-            do="leave step out to have it estimated; if it diverges even then the Hessian is indefinite: train longer, "
-            "add damping=, or use hypergrad.CG, which stops at negative curvature, or hypergrad.MINRES",
+            do=f"{remedy}the Hessian is indefinite: train longer, add damping=, or use hypergrad.CG, which stops at "
+            "negative curvature, hypergrad.MINRES, or hypergrad.Identity with the learning rate, which cannot diverge",
         )
 
     def _redraw(self) -> Any:

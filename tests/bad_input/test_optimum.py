@@ -134,6 +134,23 @@ def test_a_neumann_step_that_is_too_long_gets_the_longest_that_works() -> None:
     assert torch.allclose(hg.hypergradient(STEEP, params, hparams, unset).grads["x"], exact, rtol=1e-6)
 
 
+def test_an_estimated_neumann_step_that_diverges_is_not_told_to_be_left_out() -> None:
+    saddle = hg.Problem(
+        lambda params, hparams: (
+            (torch.tensor([1.0, -2.0, 8.0], dtype=torch.float64) * params["w"].square()).sum() / 2
+            - hparams["x"] @ params["w"]
+        ),
+        STEEP.outer,
+    )
+    params, hparams = steep()
+    with unchanged(params, hparams), pytest.raises(DivergenceError) as caught:
+        hg.hypergradient(saddle, params, hparams, hg.Implicit(hg.Neumann(40)))
+    says(caught.value, "do", ("the Hessian is indefinite", "damping", "Identity"))
+    assert "leave step out" not in caught.value.do
+    way_out = hg.Implicit(hg.Identity(0.1), stationarity=float("inf"))  # the remedy
+    assert torch.isfinite(hg.hypergradient(saddle, params, hparams, way_out).grads["x"]).all()
+
+
 @pytest.mark.parametrize(
     "linear", [hg.CG(max_steps=1), hg.MINRES(max_steps=1), hg.GMRES(max_steps=1), hg.NormalCG(max_steps=1)]
 )
