@@ -25,6 +25,8 @@ from hypergrad.errors import (
     NonFiniteError,
     OuterMoveWarning,
     ReachWarning,
+    RepeatabilityWarning,
+    RestartWarning,
     StationarityWarning,
     UnreachedError,
     UnsupportedError,
@@ -41,6 +43,9 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "reach": ReachWarning,
     "active_set": ActiveSetWarning,
     "outer_move": OuterMoveWarning,
+    "repeatability": RepeatabilityWarning,
+    "custom": CurvatureWarning,
+    "restart": RestartWarning,
 }
 
 
@@ -169,6 +174,8 @@ class Algorithm(ABC, Generic[S]):
     """What it asks of the problem, in words."""
     elsewhere: ClassVar[bool] = False
     """Whether it evaluates the objectives at other hyperparameters than the present ones, too."""
+    lighter: ClassVar[str] = "use smaller batches, or hypergrad.F2SA, which needs first derivatives only"
+    """What to do where memory runs out, in words."""
 
     @abstractmethod
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:

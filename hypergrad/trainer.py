@@ -57,6 +57,7 @@ class Trainer:
         outer: what moves the hyperparameters.
         callbacks: called in order after every step, checkpoints last.
         seed: seed of the run's random numbers.
+        probe: whether the first step looks whether the objectives repeat (see :class:`~hypergrad.Run`).
 
     Example:
         >>> import torch, hypergrad as hg
@@ -83,10 +84,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         *,
         seed: int = 0,
+        probe: bool = True,
     ) -> None:
         """Keep the settings."""
         self.problem, self.algorithm, self.outer = problem, algorithm, outer
-        self.callbacks, self.seed = list(callbacks), seed
+        self.callbacks, self.seed, self.probe = list(callbacks), seed, probe
 
     def fit(
         self,
@@ -110,7 +112,7 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C; callbacks have finished then.
         """
         check_count("fit", "steps", steps, do="pass the number of outer steps in all")
-        run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed)
+        run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed, probe=self.probe)
         kept: Mapping[str, Any] = {}
         if resume is not None:
             state = load_checkpoint(resume)

@@ -22,17 +22,18 @@ import hypergrad as hg
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "version"),
-    ("settings",),
+    ("errors", "files", "streams", "version"),
+    ("settings", "shortage"),
     ("schedules",),
     ("tree", "data", "domains", "loaders"),
     ("projections",),
-    ("guards", "objective", "stationarity"),
+    ("guards", "objective", "outside", "stationarity"),
+    ("frame",),
     ("lagrangian",),
     ("inner_problem",),
     ("problem",),
     ("algorithm", "linear"),
-    ("inner",),
+    ("inner", "probe"),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("saved",),
