@@ -47,15 +47,19 @@ class Frame(nn.Module):
                 do="close over the model and the hyperparameters, and take the batch as the only argument",
             )
         refuse_wrappers(name, outside.modules([function]))
-        return functools.partial(self.call, function, bool(count))
+        choices = (count,) if count_arguments(function, (0,)) is None else (count, 0)
+        return functools.partial(self.call, function, choices)
 
-    def call(self, function: Loss, takes_batch: bool, params: Tree, hparams: Tree, batch: Any) -> Tensor:
-        """Return the closure's value at these parameters and hyperparameters; buffers are copied."""
+    def call(self, function: Loss, choices: tuple[int, ...], params: Tree, hparams: Tree, batch: Any) -> Tensor:
+        """Return the closure's value at these parameters and hyperparameters; buffers are copied.
+
+        Where the argument is optional and there is no batch, the closure's own default stays.
+        """
         replaced = {f"model.{key}": value for key, value in params.items()}
         if self.hparams is not None:
             replaced |= {f"hparams.{key}": value for key, value in hparams.items()}
         buffers = {key: value.clone() for key, value in self.named_buffers()}
-        arguments = (function, (batch,) if takes_batch else ())
+        arguments = (function, (batch,)[: choices[-1 if batch is None else 0]])
         value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
         return value
 

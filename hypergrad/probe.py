@@ -114,8 +114,7 @@ class _Look:
         params, hparams = tree.leaves(self.params if params is None else params), tree.attached(self.hparams)
         batch = self.batches["outer" if name == "outer" else "inner"] if name != "penalty" else None
         inputs = {f"params[{k!r}]": v for k, v in params.items()} | {f"hparams[{k!r}]": v for k, v in hparams.items()}
-        block = guards.whole_graph if name == "outer" else guards.second_order(device)
-        with guards.Pinned(self.draws), torch.enable_grad(), block:
+        with guards.Pinned(self.draws), guards.second_order(device):
             if name == "condition":
                 outputs = function.tree(params, hparams, batch)
             else:
@@ -296,7 +295,11 @@ def _watched(note: Callable[..., None], *, before: bool) -> Iterator[None]:
     register: Any = all_modules.register_module_forward_pre_hook if before else all_modules.register_module_forward_hook
     handle = register(hook)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Using `torch.compile", UserWarning
+            )  # that hooks see compiled modules twice
+            yield
     finally:
         handle.remove()
 

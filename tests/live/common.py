@@ -28,6 +28,11 @@ def decay(value: float = 0.0) -> Tensor:
     return torch.full((), value, dtype=torch.float64, requires_grad=True)
 
 
+def first_weight(model: nn.Module) -> Tensor:
+    weight: Tensor = next(model.parameters())
+    return weight
+
+
 def shrinkage(model: nn.Module) -> Tensor:
     return torch.stack([p.square().sum() for p in model.parameters()]).sum()
 
@@ -49,7 +54,7 @@ def losses(model: nn.Module, weight: Tensor, call: Callable[[Tensor], Tensor] | 
 def hypergradient(model: nn.Module, weight: Tensor, algorithm: Any = EXACT, **options: Any) -> Tensor:
     """Return the ``.grad`` that one call fills."""
     train, valid = losses(model, weight)
+    weight.grad = None
     hg.Live(model, [weight], options.pop("inner", train), options.pop("outer", valid), algorithm, **options).backward()
     assert weight.grad is not None
-    found, weight.grad = weight.grad, None
-    return found
+    return weight.grad

@@ -1,5 +1,7 @@
 """Losses that give something else the second time: found, named, and no false alarm."""
 
+# ruff: noqa: NPY002 - numpy's global generator is what is tested
+
 from __future__ import annotations
 
 import itertools
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader
 import hypergrad as hg
 from hypergrad.errors import RepeatabilityWarning
 from tests.bad_input.common import NEWTON, inner, outer, start
-from tests.live.common import QUICK, Loss, X, Y, decay, losses, net
+from tests.live.common import QUICK, Loss, X, Y, decay, losses, net, shrinkage
 
 Spoiler = Callable[[Loss], Loss]
 
@@ -39,7 +41,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = x  # for a look later, harmless
-        self.seen += 1  # type: ignore[operator]  # a buffer, of which a copy is used
+        self.seen += 1  # type: ignore[operator,assignment]  # a buffer, of which a copy is used
         out: Tensor = self.linear(self.drop(self.norm(x))) * self.seen
         return out
 
@@ -106,7 +108,7 @@ def unpooled(loss: Loss) -> Loss:
 
     def spoilt() -> Tensor:
         pooled, places = nn.functional.max_pool1d(X[None, :, 0], 2, return_indices=True)
-        return noisy() + nn.functional.max_unpool1d(pooled, places, 2).sum()
+        return noisy() + nn.functional.max_unpool1d(pooled, places, [2]).sum()
 
     return spoilt
 
@@ -120,7 +122,7 @@ SPOILT: dict[str, tuple[Spoiler, tuple[str, ...]]] = {
     "iterator": (drawn(iter([*range(1, 99)])), ("'source' (an iterator)",)),
     "count": (drawn(itertools.count(1)), ("'source' (an iterator)",)),
     "endless iterator": (drawn(i for i in itertools.count(1)), ("it holds 'source' (an iterator)",)),
-    "loader's iterator": (lambda loss: drawn(iter(shuffled()))(loss), ("'source' (an iterator)",)),
+    "loader's iterator": (drawn(iter(shuffled())), ("'source' (an iterator)",)),
     "loader": (of_loader(shuffled(generator=torch.Generator())), ("'loader.generator' (a torch.Generator)",)),
     "kernel": (unpooled, ("non-deterministic: max_unpooling2d_forward_out",)),
 }
@@ -161,7 +163,8 @@ def test_noise_before_the_first_module_is_told_apart() -> None:
 
     def train() -> Tensor:
         noisy = X + torch.rand(X.shape, dtype=X.dtype, generator=generator)
-        return (model(noisy) - Y).square().mean() + weight.exp() * model[0].weight.square().sum()  # type: ignore[index]
+        loss: Tensor = (model(noisy) - Y).square().mean() + weight.exp() * shrinkage(model)
+        return loss
 
     hyper = hg.Live(model, [weight], train, losses(model, weight)[1], QUICK)
     with pytest.warns(RepeatabilityWarning, match=r"the input of 'model.0' \(Linear\) differs already"):
@@ -194,13 +197,16 @@ def test_dropout_batch_norm_buffers_and_attributes_give_no_alarm() -> None:
     live(lambda loss: loss, Layer().double()).backward()
 
 
+KEEPS: tuple[Any, ...] = ("graph", "iterates", "log")
+
+
 @pytest.mark.parametrize("spoil", [HELD["python"], HELD["numpy"], HELD["torch"]], ids=["python", "numpy", "torch"])
 def test_steps_that_are_done_again_see_the_same_random_numbers(spoil: Spoiler) -> None:
     grads = []
-    for keep in ("graph", "iterates", "log"):
+    for keep in KEEPS:
         model, weight = net(), decay()
         train, valid = losses(model, weight)
-        algorithm = hg.Unrolled(6, hg.GradientDescent(lr=0.05), keep=keep)  # type: ignore[arg-type]
+        algorithm = hg.Unrolled(6, hg.GradientDescent(lr=0.05), keep=keep)
         random.seed(1)
         np.random.seed(1)
         torch.manual_seed(1)
