@@ -280,11 +280,12 @@ def _cause(
 ) -> str:
     """Return the likely cause of what went wrong, the most telling sign first."""
     if not repeatable:
-        seen = probe(runs.problem, runs.params, runs.hparams).notes.get("repeatability", "fix the order of the data")
-        return (
-            "likely cause: two training runs with the same hyperparameters differ, so no difference can be trusted; "
-            + seen
+        advice = (
+            "draw random numbers from the global generators of torch, Python or numpy, and fix the order of the data"
         )
+        seen = probe(runs.problem, runs.params, runs.hparams).notes.get("repeatability", advice)
+        differ = "two training runs with the same hyperparameters differ, so no difference can be trusted"
+        return f"likely cause: {differ}; {seen}"
     bad = [row for row in rows if row.verdict == DISAGREES]
     if not bad:
         return (
