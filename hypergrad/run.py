@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hypergrad import saved, shortage, tree
 from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm, check_finite
-from hypergrad.errors import InputError
+from hypergrad.errors import InputError, WrappedModuleError
 from hypergrad.outer import Oracle, OuterMove
 from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
@@ -193,7 +193,12 @@ class Run:
         """Look at the objectives before the first step."""
         if not self._probe_wanted or self.step_number:
             return {}
-        found = look(self.problem, self.params, self.hparams, curvature=self.algorithm.order > 1)
+        try:
+            found = look(self.problem, self.params, self.hparams, curvature=self.algorithm.order > 1)
+        except WrappedModuleError:
+            raise
+        except Exception:  # the step raises it as well, unless its algorithm gives batches of another form
+            return {}
         self.probe_cost = found.cost
         return found.notes
 
