@@ -218,7 +218,8 @@ def test_a_run_stays_before_its_step() -> None:
     algorithm = hg.Implicit(hg.CG(), inner=hg.GradientDescent(lr=0.1, steps=3), stationarity=math.inf)
     bomb, calm = Bomb(ERRORS["cuda"]), Bomb()
     run, twin = (hg.Run(faulty(b), algorithm, *start(), move, probe=False) for b in (bomb, calm))
-    run.step(), twin.step()
+    run.step()
+    twin.step()
     bomb.at = bomb.runs + 9
     with refused(OutOfMemoryError, passed=("step 2 of a run", "CUDA out of memory"), do="smaller inner batch"):
         run.step()

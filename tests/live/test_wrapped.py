@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as Quantised
 
 import hypergrad as hg
 from hypergrad.errors import CurvatureWarning, TreeError, WrappedModuleError
@@ -289,7 +290,7 @@ def test_a_quantised_tensor_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*quant:UserWarning", "ignore:.*quant:DeprecationWarning")
 def test_quantised_layers_without_parameters_are_ordinary() -> None:
     """What a frozen quantised layer computes is data to the rest."""
-    linear = torch.ao.nn.quantized.dynamic.Linear(2, 2)
+    linear = Quantised(2, 2)
     features = linear(X.float()).double().detach()
     model, weight = net(), decay(-2)
     train, valid = losses(model, weight, lambda _: model(features))
