@@ -25,6 +25,8 @@ from hypergrad.errors import (
     NonFiniteError,
     OuterMoveWarning,
     ReachWarning,
+    RepeatabilityWarning,
+    RestartWarning,
     StationarityWarning,
     UnreachedError,
     UnsupportedError,
@@ -41,6 +43,9 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "reach": ReachWarning,
     "active_set": ActiveSetWarning,
     "outer_move": OuterMoveWarning,
+    "repeatability": RepeatabilityWarning,
+    "custom": CurvatureWarning,
+    "restart": RestartWarning,
 }
 
 
@@ -115,12 +120,19 @@ class Report:
 
     def __str__(self) -> str:
         """Return a few lines for people."""
+        numbers = {
+            "outer loss": f"{self.outer_loss:.6g}",
+            "inner gradient norm": f"{self.inner_gradient_norm:.3g}",
+            "implied error": f"{self.implied_error:.3g}",
+            "linear residual": f"{self.residual:.3g}",
+        }
+        known = [f"{name} {number}" for name, number in numbers.items() if number != "nan"]
+        counts = {name.replace("_", " "): count for name, count in dataclasses.asdict(self.cost).items() if count}
         lines = [
             f"{self.algorithm}: {self.status}",
-            f"  outer loss {self.outer_loss:.6g}, inner gradient norm {self.inner_gradient_norm:.3g}, "
-            f"linear residual {self.residual:.3g}",
-            f"  {self.cost.inner_gradients} inner gradients, {self.cost.products} products, "
-            f"{self.seconds:.3g} s, peak {self.peak_bytes / 2**20:.0f} MiB",
+            f"  {', '.join(known)}",
+            f"  {', '.join(f'{count} {name}' for name, count in counts.items())}",
+            f"  {self.seconds:.3g} s, peak {self.peak_bytes / 2**20:.0f} MiB",
         ]
         return "\n".join([*lines, *(f"  {kind}: {text}" for kind, text in self.notes.items())])
 
@@ -169,6 +181,8 @@ class Algorithm(ABC, Generic[S]):
     """What it asks of the problem, in words."""
     elsewhere: ClassVar[bool] = False
     """Whether it evaluates the objectives at other hyperparameters than the present ones, too."""
+    lighter: ClassVar[str] = "use smaller batches, or hypergrad.F2SA, which needs first derivatives only"
+    """What to do where memory runs out, in words."""
 
     @abstractmethod
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:

@@ -16,6 +16,7 @@ from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Hypergradient, check_algorithm
 from hypergrad.errors import InputError, NumericalError
 from hypergrad.inner import InnerSolver
+from hypergrad.probe import probe
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count, check_number
 from hypergrad.solvers.bilevel.implicit import Implicit
@@ -282,10 +283,12 @@ def _cause(
 ) -> str:
     """Return the likely cause of what went wrong, the most telling sign first."""
     if not repeatable:
-        return (
-            "likely cause: two training runs with the same hyperparameters differ, so no difference can be trusted; "
-            "draw all random numbers from torch's generators, and fix the order of the data"
+        advice = (
+            "draw random numbers from the global generators of torch, Python or numpy, and fix the order of the data"
         )
+        seen = probe(runs.problem, runs.params, runs.hparams).notes.get("repeatability", advice)
+        differ = "two training runs with the same hyperparameters differ, so no difference can be trusted"
+        return f"likely cause: {differ}; {seen}"
     bad = [row for row in rows if row.verdict == DISAGREES]
     if not bad:
         return (
@@ -297,6 +300,10 @@ def _cause(
     for kind in ("curvature", "convergence", "stationarity"):
         if kind in found.report.notes:
             return f"likely cause: {found.report.notes[kind]}"
+    if runs.algorithm.order > 1 and runs.problem.inner is not None:
+        seen = probe(runs.problem, found.params, runs.hparams, curvature=True).notes.get("custom", "")
+        if seen:
+            return f"likely cause: {seen}"
     return f"likely cause: {_pattern(bad, runs.direct(), vectors)}"
 
 

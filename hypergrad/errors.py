@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import torch
+
 
 class HypergradError(Exception):
     """Base of every error the library raises on purpose.
@@ -58,6 +60,10 @@ class UnreachedError(InputError):
         self.names = list(names)
 
 
+class CutError(UnreachedError):
+    """A hyperparameter that moves a value although no gradient flows: detached, read as a number, rounded."""
+
+
 class WrappedModuleError(InputError):
     """A module whose wrapper breaks second derivatives (DDP, FSDP, ``torch.compile``)."""
 
@@ -68,6 +74,10 @@ class UnsupportedError(InputError):
 
 class MissingDependencyError(HypergradError, ImportError):
     """An optional package or data set that is not installed."""
+
+
+class OutOfMemoryError(HypergradError, torch.OutOfMemoryError):
+    """A hypergradient for which the device or the machine has not enough memory; nothing was changed."""
 
 
 class NumericalError(HypergradError, ArithmeticError):
@@ -100,6 +110,14 @@ class ConvergenceWarning(HypergradWarning):
 
 class ReachWarning(HypergradWarning):
     """A tensor that one of the objectives does not use."""
+
+
+class RepeatabilityWarning(HypergradWarning):
+    """A loss that gives something else for the same tensors, batch and random numbers."""
+
+
+class RestartWarning(HypergradWarning):
+    """An algorithm that lost its memory, since the parameters it belongs to are no longer the same ones."""
 
 
 class OuterMoveWarning(HypergradWarning):

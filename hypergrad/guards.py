@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hypergrad import streams
 from hypergrad.data import Sampler
 from hypergrad.errors import ObjectiveError, WrappedModuleError
+from hypergrad.streams import Streams
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,19 +30,25 @@ _inside = threading.local()
 
 @contextmanager
 def pinned_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Restore torch's random state of the CPU and of ``device`` on exit; with ``seed``, start from it.
+    """Restore the random state of torch on the CPU and on ``device``, of Python and of numpy on exit.
 
-    Without a seed the block draws the numbers that would have come next, and they come again after it.
+    With ``seed`` the block starts from it. Without one it draws the numbers that would have come next, and they come
+    again after it.
     """
     devices = [device] if device.type not in ("cpu", "meta") else []
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-        if seed is not None:
-            _seed(device, seed)
-        yield
+    others = Streams.capture()
+    try:
+        with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+            if seed is not None:
+                _seed(device, seed)
+            yield
+    finally:
+        others.restore()
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed the CPU's generator and that of ``device``; ``torch.manual_seed`` would seed every other device, too."""
+    """Seed all that is pinned; ``torch.manual_seed`` would seed every other device, too."""
+    streams.seed(seed)
     torch.default_generator.manual_seed(seed)
     if device.type not in ("cpu", "meta"):
         module = torch.get_device_module(device)
@@ -55,24 +63,28 @@ class Draws:
     Attributes:
         cpu: random state of the CPU.
         accelerator: random state of the device, ``None`` on the CPU.
+        others: random states of Python and of numpy, or ``None`` to leave them alone.
         samplers: samplers with their positions.
     """
 
     device: torch.device
     cpu: Tensor
     accelerator: Tensor | None
+    others: Streams | None
     samplers: tuple[tuple[Sampler, dict[str, int]], ...]
 
     @classmethod
-    def capture(cls, device: torch.device, *samplers: Sampler | None) -> Draws:
-        """Return the present point."""
+    def capture(cls, device: torch.device, *samplers: Sampler | None, torch_only: bool = False) -> Draws:
+        """Return the present point, with ``torch_only`` of torch's numbers alone, which is quicker."""
         accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         positions = tuple((sampler, sampler.state_dict()) for sampler in samplers if sampler is not None)
-        return cls(device, torch.get_rng_state(), accelerator, positions)
+        return cls(device, torch.get_rng_state(), accelerator, None if torch_only else Streams.capture(), positions)
 
     def restore(self) -> None:
         """Go back, so that the same random numbers and batches come again."""
         torch.set_rng_state(self.cpu)
+        if self.others is not None:
+            self.others.restore()
         if self.accelerator is not None:
             torch.cuda.set_rng_state(self.accelerator, self.device)
         for sampler, position in self.samplers:

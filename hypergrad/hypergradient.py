@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hypergrad import tree
+from hypergrad import shortage, tree
 from hypergrad.algorithm import Algorithm, Hypergradient, check_algorithm
 from hypergrad.problem import Problem
 
@@ -41,6 +41,7 @@ def hypergradient(
     Raises:
         InputError: what is wrong with the inputs, and what to do.
         NumericalError: NaN or a diverged solve.
+        OutOfMemoryError: not enough memory.
 
     Warns:
         HypergradWarning: every note of the report.
@@ -60,6 +61,7 @@ def hypergradient(
         problem = problem.with_batches(batch, outer_batch)
     hparams = tree.check_tree("hparams", hparams)
     state = algorithm.init(problem, params, tree.detached(hparams))
-    result, _ = algorithm.step(problem, state, tree.leaves(hparams))
+    with shortage.said_plainly("hypergrad.hypergradient", algorithm.lighter):
+        result, _ = algorithm.step(problem, state, tree.leaves(hparams))
     result.report.warn()
     return result

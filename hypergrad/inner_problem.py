@@ -182,7 +182,7 @@ class InnerProblem:
     ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
         """Evaluate with a graph that can be differentiated twice, and check that graph."""
         device = device_of(params)
-        draws = guards.Draws.capture(device)
+        draws = guards.Draws.capture(device, torch_only=True)
         with guards.second_order(device, frozenset(self.repairs)):
             data, penalty = self._evaluated(params, hparams, batch)
         if not inspect:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from hypergrad import shortage
 from hypergrad.errors import UnsupportedError
 from hypergrad.stationarity import Stationarity, rescale
 from hypergrad.tree import Layout
@@ -141,7 +142,12 @@ class Operator:
     def update(self, y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
         """Set y ← shift + scale ⊙ y + alpha B v in place, where y may be v itself; one product."""
         self.products += 1
-        self._product(y, v, alpha, scale, shift)
+        try:
+            self._product(y, v, alpha, scale, shift)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.is_shortage(error):
+                raise
+            raise shortage.in_product(self.products, error) from error
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return A v as a new vector; one product."""

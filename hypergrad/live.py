@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
-from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Report, check_algorithm
-from hypergrad.errors import InputError, ReachWarning, TreeError, UnreachedError, UnsupportedError, WrappedModuleError
+from hypergrad import saved, shortage, tree
+from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm
+from hypergrad.errors import InputError, ReachWarning, UnreachedError, UnsupportedError
+from hypergrad.frame import Frame, Loss, check_apart, hyperparameters, refuse_wrapped, theta
 from hypergrad.objective import count_arguments
+from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
 
-Loss = Callable[..., Tensor]
+Signature = dict[str, dict[str, list[Any]]]
+"""Shape, dtype and device of every tensor of params and hparams."""
+ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "algorithm": str,
+    "algorithm_state": (dict, type(None)),
+    "signature": dict,
+    "unused": list,
+    "told": list,
+    "probed": bool,
+    "calls": int,
+}
 
 
 @final
@@ -29,20 +41,34 @@ class Live:
     does for a model's parameters.
 
     The module is called through :func:`torch.func.functional_call` with copies of its buffers, so batch-norm
-    statistics do not move. Its parameters, their ``.grad`` and the random state stay as they are.
+    statistics do not move. Its parameters, their ``.grad`` and the random states of torch, Python and numpy stay as
+    they are.
+
+    Between two calls parameters may be trained, replaced, frozen or unfrozen. Where θ has other tensors than before the
+    algorithm begins anew, with a :class:`~hypergrad.errors.RestartWarning`.
 
     Args:
         model: the module that is trained, bare: not wrapped by DDP, FSDP or ``torch.compile``. Its parameters that
-            require grad are θ, as they are at each call.
+            require grad are θ, as they are at each call, but for those that are hyperparameters.
         hparams: λ: a module, a mapping of names to tensors, or an iterable of tensors; leaf tensors that require grad.
         inner: the training loss, ``inner(batch)`` or ``inner()``, a scalar.
         outer: the validation loss, ``outer(batch)`` or ``outer()``, a scalar.
         algorithm: how the hypergradient is found.
         penalty: an elementwise part of the training loss given apart, ``penalty()`` (see :class:`~hypergrad.Problem`).
+        probe: whether the first :meth:`backward` looks whether the losses repeat, and whether hyperparameters change
+            them without a gradient. It costs two gradients of each loss, once (see :attr:`probe_cost`).
+
+    Attributes:
+        model: as passed.
+        algorithm: as passed.
+        hparams: λ by name.
+        calls: hypergradients found.
+        probe_cost: passes that the probe made; they are not part of any report.
 
     Raises:
-        WrappedModuleError: a wrapped or compiled model.
-        TreeError: hyperparameters that are no floating-point leaf tensors, or of another device or dtype.
+        WrappedModuleError: a wrapped or compiled model, or a loss that calls a wrapped one.
+        TreeError: hyperparameters that are no floating-point leaf tensors, of another device or dtype, or that share
+            memory with each other or with a parameter.
         UnsupportedError: an algorithm that moves hyperparameters which only a closure knows.
 
     Example:
@@ -68,13 +94,16 @@ class Live:
         algorithm: Algorithm[Any],
         *,
         penalty: Loss | None = None,
+        probe: bool = True,
     ) -> None:
         """Check what is passed; nothing is computed yet."""
-        _refuse_wrapped(model)
+        refuse_wrapped(model)
         check_algorithm(algorithm)
         self.model, self.algorithm = model, algorithm
-        self.hparams = _hyperparameters(hparams)
-        self._frame = _Frame(model, hparams if isinstance(hparams, nn.Module) else None)
+        self.hparams = hyperparameters(hparams)
+        self._given = hparams if isinstance(hparams, nn.Module) else self.hparams
+        check_apart(theta(model, self.hparams), self.hparams)
+        frame = Frame(model, hparams if isinstance(hparams, nn.Module) else None)
         if algorithm.elsewhere and not isinstance(hparams, nn.Module):
             raise UnsupportedError(
                 passed=f"{type(algorithm).__name__} with hyperparameters that only the losses' closures know",
@@ -82,14 +111,18 @@ class Live:
                 do="put the hyperparameters into a torch.nn.Module (torch.nn.ParameterDict) and pass that, or use "
                 "hypergrad.Implicit",
             )
-        self._problem = Problem(
-            self._frame.objective("inner", inner),
-            self._frame.objective("outer", outer),
-            penalty=None if penalty is None else self._frame.objective("penalty", penalty),
-        )
+        self._written: dict[str, Loss] = {"inner": inner, "outer": outer}
+        if penalty is not None:
+            self._written["penalty"] = penalty
+        pure = {name: frame.objective(name, loss) for name, loss in self._written.items()}
+        self._problem = Problem(pure["inner"], pure["outer"], penalty=pure.get("penalty"))
         self._state: Any = None
+        self._signature: Signature = {}
         self._unused: set[str] = set()
         self._told: set[str] = set()
+        self._notes: dict[str, str] = {}
+        self._probe_wanted = probe
+        self.probe_cost, self.calls = Cost(), 0
 
     def backward(self, batch: Any = None, outer_batch: Any = None) -> Report:
         """Add the hypergradient at the model's present parameters to the ``.grad`` of the hyperparameters.
@@ -98,122 +131,166 @@ class Live:
         ``.grad`` as well, with ∂g/∂λ.
 
         Args:
-            batch: what ``inner`` gets.
+            batch: what ``inner`` gets: a tensor, a mapping, a tuple, anything.
             outer_batch: what ``outer`` gets.
 
         Returns:
             The report of this hypergradient. Each kind of warning is given once in the life of the object.
 
         Raises:
+            InputError: a batch for a loss that takes none, or none for a loss that needs one.
             UnreachedError: a hyperparameter that no loss uses.
+            CutError: a hyperparameter that changes a loss without a gradient.
             NumericalError: NaN or a diverged solve; no ``.grad`` is touched then.
+            OutOfMemoryError: not enough memory; no ``.grad`` and no memory of the algorithm is touched then.
         """
+        self._check_batch("inner", "batch", batch)
+        self._check_batch("outer", "outer_batch", outer_batch)
         problem = self._problem.with_batches(batch, outer_batch)
-        if self._state is None:
-            self._find_unused(problem)
-            self._state = self.algorithm.init(problem, self._params(), tree.detached(self.hparams))
-        state = dataclasses.replace(self._state, params=self._params())
-        result, self._state = self.algorithm.step(problem, state, self.hparams)
+        with shortage.said_plainly("Live.backward", self.algorithm.lighter):
+            self._follow(problem)
+            state = dataclasses.replace(self._state, params=self._params())
+            result, self._state = self.algorithm.step(problem, state, self.hparams)
         for key, hyperparameter in self.hparams.items():
             grad = result.grads[key]
             hyperparameter.grad = grad if hyperparameter.grad is None else tree.plus(hyperparameter.grad, grad)
-        result.report.warn(skip=self._told)
-        self._told |= set(result.report.notes)
-        return result.report
+        report = dataclasses.replace(result.report, notes={**result.report.notes, **self._notes})
+        self._notes = {}
+        self.calls += 1
+        report.warn(skip=self._told)
+        self._told |= set(report.notes)
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the algorithm remembers, as tensors, numbers and strings; the tensors are copies.
+
+        The model, the hyperparameters and the random state are not part of it: save them as ever.
+        """
+        packed = None if self._state is None else tree.pack(dataclasses.replace(self._state, params={}))
+        return {
+            "format": saved.FORMAT,
+            "algorithm": type(self.algorithm).__name__,
+            "algorithm_state": packed,
+            "signature": tree.pack(self._signature),
+            "unused": sorted(self._unused),
+            "told": sorted(self._told),
+            "probed": not self._probe_wanted,
+            "calls": self.calls,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, with the model and the hyperparameters loaded before.
+
+        On the CPU the next hypergradient is the one that would have come next, bit for bit.
+
+        Raises:
+            InputError: a state of another algorithm, or of parameters or hyperparameters of other names, shapes or
+                dtypes; this object stays as it was.
+        """
+        saved.check_entries(state, {"format": saved.FORMAT, "algorithm": type(self.algorithm).__name__}, ENTRIES)
+        hparams = hyperparameters(self._given)
+        params = theta(self.model, hparams)
+        signature, loaded = _signature(params, hparams), None
+        if state["algorithm_state"] is not None:
+            if _without_devices(state["signature"]) != _without_devices(signature):
+                raise saved.unfit(
+                    f"of params and hparams like {_without_devices(state['signature'])}",
+                    f"{_without_devices(signature)}",
+                )
+            used = {key: value.detach() for key, value in params.items() if key not in state["unused"]}
+            like = self.algorithm.init(self._problem, used, tree.detached(hparams))
+            packed = {**state["algorithm_state"], "params": used}
+            loaded = saved.algorithm_state(packed, like, tree.device_of(used))
+        self._state, self._signature, self.hparams = loaded, signature, hparams
+        self._unused, self._told = set(state["unused"]), set(state["told"])
+        self._probe_wanted, self.calls, self._notes = not state["probed"], state["calls"], {}
+
+    def __repr__(self) -> str:
+        """Return the parts and how far it is."""
+        shapes = {key: tuple(value.shape) for key, value in self.hparams.items()}
+        return f"Live({type(self.model).__name__}, hparams={shapes}, {self.algorithm!r}, calls={self.calls})"
+
+    def _check_batch(self, loss: str, name: str, batch: Any) -> None:
+        function = self._written[loss]
+        if batch is not None and count_arguments(function, (1,)) is None:
+            raise InputError(
+                passed=f"{name}= of type {type(batch).__name__}, which {loss}() does not take",
+                expected=f"no {name}, or a loss {loss}(batch)",
+                do=f"give {loss} an argument, or call backward() without {name}; the first batch of backward goes to "
+                "inner, the second to outer",
+            )
+        if batch is None and count_arguments(function, (0, 1)) == 1:
+            raise InputError(
+                passed=f"backward without {name}, which {loss}(batch) needs",
+                expected=f"the batch that {loss} is to be evaluated on",
+                do=f"call backward({name}=...), or let {loss} take no argument",
+            )
+
+    def _follow(self, problem: Problem) -> None:
+        """Look at the model's and the hyperparameters' tensors as they are now; begin (anew) where they are others."""
+        hparams = hyperparameters(self._given)
+        params = theta(self.model, hparams)
+        signature = _signature(params, hparams)
+        if self._state is not None and signature == self._signature:
+            self.hparams = hparams
+            return
+        check_apart(params, hparams)
+        params = tree.check_tree("the model's parameters that require grad", tree.detached(params))
+        tree.check_same_kind(params, hparams)
+        unused = self._find_unused(problem, params, hparams)
+        params = {key: value for key, value in params.items() if key not in unused}
+        notes = {}
+        if self._probe_wanted:
+            order = self.algorithm.order
+            found = look(problem, params, hparams, functions=self._written, live=True, curvature=order > 1)
+            notes, self.probe_cost = found.notes, found.cost
+        if self._state is not None:
+            notes["restart"] = (
+                f"{_changed(self._signature, signature)} since the last hypergradient: {type(self.algorithm).__name__} "
+                "begins anew, without what it remembered of the tensors before"
+            )
+        self._state = self.algorithm.init(problem, params, tree.detached(hparams))
+        self._signature, self._unused, self.hparams = signature, unused, hparams
+        self._probe_wanted, self._notes = False, {**self._notes, **notes}
 
     def _params(self) -> Tree:
-        live = {key: value for key, value in self.model.named_parameters() if value.requires_grad}
+        live = theta(self.model, self.hparams)
         return {key: value.detach() for key, value in live.items() if key not in self._unused}
 
-    def _find_unused(self, problem: Problem) -> None:
+    def _find_unused(self, problem: Problem, params: Tree, hparams: Tree) -> set[str]:
         """Leave parameters that the training loss does not use out of θ, with a warning."""
-        params = tree.check_tree("the model's parameters that require grad", self._params())
-        tree.check_same_kind(params, self.hparams)
         try:
-            problem.check_reach(params, self.hparams)
+            problem.check_reach(params, hparams)
         except UnreachedError as error:
-            self._unused = set(error.names)
-            if len(self._unused) == len(params):
+            if len(error.names) == len(params):
                 raise
             text = f"the training loss does not use the model's parameters {error.names}; they are left out of params"
-            warnings.warn(ReachWarning(text), stacklevel=3)
+            warnings.warn(ReachWarning(text), stacklevel=4)
+            return set(error.names)
+        return set()
 
 
-class _Frame(nn.Module):
-    """Calls a closure while the model's tensors, and those of a hyperparameter module, are replaced."""
-
-    def __init__(self, model: nn.Module, hparams: nn.Module | None) -> None:
-        super().__init__()
-        self.model, self.hparams = model, hparams
-
-    def forward(self, function: Loss, arguments: tuple[Any, ...]) -> Tensor:
-        return function(*arguments)
-
-    def objective(self, name: str, function: Loss) -> Callable[[Tree, Tree, Any], Tensor]:
-        """Return the closure as a pure function of (params, hparams, batch)."""
-        count = count_arguments(function, (1, 0)) if callable(function) else None
-        if count is None:
-            raise InputError(
-                passed=f"{name}={function!r}",
-                expected=f"a function {name}(batch) or {name}() that returns a scalar",
-                do="close over the model and the hyperparameters, and take the batch as the only argument",
-            )
-
-        def call(params: Tree, hparams: Tree, batch: Any) -> Tensor:
-            replaced = {f"model.{key}": value for key, value in params.items()}
-            if self.hparams is not None:
-                replaced |= {f"hparams.{key}": value for key, value in hparams.items()}
-            buffers = {key: value.clone() for key, value in self.named_buffers()}
-            arguments = (function, (batch,) if count else ())
-            value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
-            return value
-
-        return call
-
-
-def _hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:
-    if isinstance(hparams, Tensor):
-        raise TreeError(
-            passed="hparams of type Tensor",
-            expected="a module, a mapping from names to tensors, or a list of tensors",
-            do="pass a list: [hparams]",
-        )
-    if isinstance(hparams, nn.Module):
-        named: dict[str, Tensor] = {key: value for key, value in hparams.named_parameters() if value.requires_grad}
-    elif isinstance(hparams, Mapping):
-        named = {str(key): value for key, value in hparams.items()}
-    else:
-        named = {str(place): value for place, value in enumerate(hparams)}
-    named = tree.check_tree("hparams", named)
-    for key, value in named.items():
-        if not (value.is_leaf and value.requires_grad):
-            raise TreeError(
-                passed=f"hparams[{key!r}], which {'does not require grad' if value.is_leaf else 'is no leaf tensor'}",
-                expected="leaf tensors with requires_grad=True, whose .grad can be filled",
-                do="create it with requires_grad=True and pass that very tensor, not a result computed from it",
-            )
-    return named
-
-
-def _refuse_wrapped(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            passed=f"model of type {type(model).__name__}",
-            expected="a torch.nn.Module",
-            do="pass the module that is trained; for plain functions use hypergrad.hypergradient",
-        )
-    remedies = {
-        "DistributedDataParallel": "pass model.module",
-        "DataParallel": "pass model.module",
-        "FullyShardedDataParallel": "gather the parameters into an unsharded copy and pass that",
-        "FSDPModule": "gather the parameters into an unsharded copy and pass that",
-        "OptimizedModule": "pass model._orig_mod; the compiled model can go on training",
+def _signature(params: Tree, hparams: Tree) -> Signature:
+    named = {"params": params, "hparams": hparams}
+    return {
+        what: {key: [list(value.shape), str(value.dtype), str(value.device)] for key, value in tensors.items()}
+        for what, tensors in named.items()
     }
-    for name, module in model.named_modules():
-        wrappers = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in remedies]
-        if wrappers:
-            raise WrappedModuleError(
-                passed=f"model{'.' + name if name else ''} of type {type(module).__name__} ({wrappers[0]})",
-                expected="a bare module: this wrapper gives silently local or no second derivatives",
-                do=remedies[wrappers[0]],
-            )
+
+
+def _without_devices(signature: Mapping[str, Mapping[str, list[Any]]]) -> Signature:
+    return {what: {key: entry[:2] for key, entry in named.items()} for what, named in signature.items()}
+
+
+def _changed(before: Signature, after: Signature) -> str:
+    """Return in words which tensors are others."""
+    words = []
+    for what, now in after.items():
+        old = before[what]
+        for verb, names in {
+            "came in": [key for key in now if key not in old],
+            "went out": [key for key in old if key not in now],
+            "changed shape, dtype or device": [key for key in now if key in old and now[key] != old[key]],
+        }.items():
+            words += [f"{what} {names} {verb}"] if names else []
+    return ", ".join(words)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.errors import HypergradError, InputError, ObjectiveError
+from hypergrad.shortage import is_shortage
 from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
 
 UNFIT_BATCH = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -54,7 +55,7 @@ class UserFunction:
             raise
         except UNFIT_BATCH as error:
             unrelated = batch is None and "NoneType" not in str(error)
-            if unrelated or isinstance(error, torch.OutOfMemoryError):
+            if unrelated or is_shortage(error):
                 raise
             raise _failed(self.name, error, batch) from error
 

@@ -244,6 +244,11 @@ class Problem:
         same = self.outer is self.inner and self.penalty is None
         return self.envelope or (same and self.inner_data is None and self.outer_data is None)
 
+    def parts(self) -> dict[str, UserFunction]:
+        """Return the functions under their names in messages: inner or condition, penalty, outer."""
+        named = {part.name: part for part in (self._inner.function, self._inner.penalty) if part is not None}
+        return {**named, "outer": self._outer}
+
     def pull_back(self, params: Tree, hparams: Tree, cotangent: Tree, batch: Any = None) -> Tree:
         """Return (∂θ*/∂λ)ᵀ cotangent as ``response_vjp`` gives it, for the hyperparameters that move θ*.
 

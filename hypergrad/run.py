@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from hypergrad import guards, saved, tree
+from hypergrad import guards, saved, shortage, tree
 from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm, check_finite
-from hypergrad.errors import InputError
+from hypergrad.errors import InputError, WrappedModuleError
 from hypergrad.outer import Oracle, OuterMove
+from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count
 from hypergrad.tree import Tree
@@ -68,6 +70,8 @@ class Run:
         hparams: where the hyperparameters start; copied, and projected onto their domains.
         outer: what moves the hyperparameters.
         seed: seed of the run.
+        probe: whether the first step looks whether the objectives repeat: two gradients of each, once, which no report
+            counts (see :attr:`probe_cost`). A run that is resumed does not look again.
 
     Raises:
         InputError: what is wrong with the inputs, and what to do.
@@ -77,6 +81,7 @@ class Run:
         hparams: λ now.
         params: θ after the last training.
         whole: whether the run stands between two steps, so that it can be saved.
+        probe_cost: passes that the probe made.
         companions: what is saved with the run, by name; the trainer puts its callbacks here.
     """
 
@@ -89,6 +94,7 @@ class Run:
         outer: OuterMove,
         *,
         seed: int = 0,
+        probe: bool = True,
     ) -> None:
         """Check everything and stand before the first step."""
         if not isinstance(outer, OuterMove):
@@ -108,6 +114,7 @@ class Run:
         self._told: set[str] = set()
         self.step_number = 0
         self.whole = True
+        self._probe_wanted, self.probe_cost = probe, Cost()
         self.companions: dict[str, Companion] = {}
 
     def step(self) -> Progress:
@@ -115,29 +122,35 @@ class Run:
 
         Raises:
             NumericalError: NaN, a diverged solve, or a move to infinity; the run stays before the step.
+            OutOfMemoryError: not enough memory; the run stays before the step, too.
         """
         start = time.perf_counter()
-        oracle = Oracle(self.problem, self.algorithm.at_step(self.step_number), self._state, self._seed())
+        notes = self._probed()
+        algorithm = self.algorithm.at_step(self.step_number)
+        oracle = Oracle(self.problem, algorithm, self._state, self._seed())
         try:
-            moved = self.outer.update(oracle, self.hparams, self._outer_state)
+            with shortage.said_plainly(f"step {self.step_number + 1} of a run", self.algorithm.lighter):
+                moved = self.outer.update(oracle, self.hparams, self._outer_state)
             check_finite("hparams", moved, when=f"after the outer move of step {self.step_number + 1}")
         except BaseException:
             self.whole = not oracle.results  # before the first answer the outer move has changed nothing
             oracle.rewind()
             raise
         first = oracle.results[0]
+        report = dataclasses.replace(first.report, notes={**first.report.notes, **notes}) if notes else first.report
         hparams, self.hparams = self.hparams, moved
         self.params, self._state = first.params, oracle.state
         self.step_number += 1
-        first.report.warn(skip=self._told)
-        self._told |= set(first.report.notes)
+        self._probe_wanted = False
+        report.warn(skip=self._told)
+        self._told |= set(report.notes)
         return Progress(
             step=self.step_number,
             hparams=hparams,
             params=first.params,
             outer_loss=float(first.outer_loss),
             norm=float(tree.norm(first.grads)),
-            report=first.report,
+            report=report,
             cost=oracle.cost,
             seconds=time.perf_counter() - start,
             moved=moved,
@@ -201,6 +214,19 @@ class Run:
         self.seed, self.step_number = state["seed"], state["step_number"]
         self.whole = True
 
+    def _probed(self) -> dict[str, str]:
+        """Look at the objectives before the first step."""
+        if not self._probe_wanted or self.step_number:
+            return {}
+        try:
+            found = look(self.problem, self.params, self.hparams, curvature=self.algorithm.order > 1)
+        except WrappedModuleError:
+            raise
+        except Exception:  # the step raises it as well, unless its algorithm gives batches of another form
+            return {}
+        self.probe_cost = found.cost
+        return found.notes
+
     def _names(self) -> dict[str, Any]:
         return {
             "format": saved.FORMAT,
@@ -218,6 +244,7 @@ def iterate(
     outer: OuterMove,
     steps: int | None = None,
     seed: int = 0,
+    probe: bool = True,
 ) -> Iterator[Progress]:
     """Yield one :class:`Progress` an outer step, for loops of one's own.
 
@@ -229,6 +256,7 @@ def iterate(
         outer: what moves the hyperparameters.
         steps: number of outer steps, at least 1; without end by default.
         seed: seed of the run's random numbers.
+        probe: whether the first step looks whether the objectives repeat (see :class:`Run`).
 
     Raises:
         InputError: at the call, what is wrong with the inputs.
@@ -251,7 +279,7 @@ def iterate(
     """
     if steps is not None:
         check_count("iterate", "steps", steps, do="pass the number of outer steps, or None for a loop without end")
-    run = Run(problem, algorithm, params, hparams, outer, seed=seed)
+    run = Run(problem, algorithm, params, hparams, outer, seed=seed, probe=probe)
     return _steps(run, steps)
 
 

@@ -37,13 +37,17 @@ def unfit(found: str, expected: str) -> InputError:
     return InputError(passed=f"a saved run {found}", expected=expected, do=SAME_SETTINGS)
 
 
-def check_entries(state: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+def check_entries(
+    state: Mapping[str, Any], names: Mapping[str, Any], entries: Mapping[str, type | tuple[type, ...]] = ENTRIES
+) -> None:
     """Raise :class:`~hypergrad.errors.InputError` for a missing entry, one of another type, or other names."""
-    for key, kind in ENTRIES.items():
+    for key, kind in entries.items():
         if key not in state:
-            raise unfit(f"without {key!r}", f"the entries {list(ENTRIES)}")
+            raise unfit(f"without {key!r}", f"the entries {list(entries)}")
         if not isinstance(state[key], kind):
-            raise unfit(f"whose {key!r} is of type {type(state[key]).__name__}", f"{key!r} of type {kind.__name__}")
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            wanted = " or ".join(one.__name__ for one in kinds)
+            raise unfit(f"whose {key!r} is of type {type(state[key]).__name__}", f"{key!r} of type {wanted}")
     found = {key: state[key] for key in names}
     if found != names:
         raise unfit(f"with {found}", str(dict(names)))

@@ -65,6 +65,7 @@ class Trainer:
         warn_overfitting: whether to give an :class:`~hypergrad.errors.OverfittingWarning` where hyperparameters
             outnumber the examples of ``outer_data`` and no callback is an early stopping on something else than the
             outer loss. Only samplers that know their number of examples are judged (attribute ``examples``).
+        probe: whether the first step looks whether the objectives repeat (see :class:`~hypergrad.Run`).
 
     Raises:
         InputError: early stopping together with averaging, both of which choose what is returned.
@@ -95,10 +96,12 @@ class Trainer:
         *,
         seed: int = 0,
         warn_overfitting: bool = True,
+        probe: bool = True,
     ) -> None:
         """Keep the settings."""
         self.problem, self.algorithm, self.outer = problem, algorithm, outer
-        self.callbacks, self.seed, self.warn_overfitting = list(callbacks), seed, warn_overfitting
+        self.callbacks, self.seed, self.probe = list(callbacks), seed, probe
+        self.warn_overfitting = warn_overfitting
         kinds = {type(callback) for callback in self.callbacks}
         if {EarlyStopping, Averaging} <= kinds:
             raise InputError(
@@ -129,7 +132,7 @@ class Trainer:
             KeyboardInterrupt: after Ctrl-C; callbacks have finished then.
         """
         check_count("fit", "steps", steps, do="pass the number of outer steps in all")
-        run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed)
+        run = Run(self.problem, self.algorithm, params, hparams, self.outer, seed=self.seed, probe=self.probe)
         kept: Mapping[str, Any] = {}
         if resume is not None:
             state = load_checkpoint(resume)

@@ -155,14 +155,29 @@ def check_tree(name: str, tree: object) -> Tree:
                 expected="a torch.Tensor under each key",
                 do=f"wrap it: torch.as_tensor({name}[{key!r}], dtype=torch.float32)",
             )
-        if not value.is_floating_point():
-            raise TreeError(
-                passed=f"{name}[{key!r}] of dtype {value.dtype}",
-                expected="a floating-point tensor, since derivatives are taken with respect to it",
-                do=f"convert it ({name}[{key!r}].float()), or keep integer data out of {name}",
-            )
+        _check_kind(name, key, value)
     _check_uniform(name, tree)
     return dict(tree)
+
+
+def _check_kind(name: str, key: str, value: Tensor) -> None:
+    if value.layout is not torch.strided:
+        raise TreeError(
+            passed=f"{name}[{key!r}] of layout {value.layout}",
+            expected="a dense (strided) tensor",
+            do=f"pass {name}[{key!r}].to_dense(); sparse data may be used inside the objectives",
+        )
+    if not value.is_floating_point():
+        remedy = f"convert it ({name}[{key!r}].float()), or keep integer data out of {name}"
+        if value.is_complex():
+            remedy = f"pass torch.view_as_real({name}[{key!r}]) and call torch.view_as_complex in the objectives"
+        if value.is_quantized:
+            remedy = f"pass {name}[{key!r}].dequantize(): a quantised tensor has no derivative"
+        raise TreeError(
+            passed=f"{name}[{key!r}] of dtype {value.dtype}",
+            expected="a floating-point tensor, since derivatives are taken with respect to it",
+            do=remedy,
+        )
 
 
 def _check_uniform(name: str, tree: Mapping[str, Tensor]) -> None:

@@ -22,17 +22,18 @@ import hypergrad as hg
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "files", "version"),
-    ("settings",),
+    ("errors", "files", "streams", "version"),
+    ("settings", "shortage"),
     ("outer_schedules", "schedules", "splits"),
     ("tree", "data", "domains", "loaders"),
     ("accumulated", "projections"),
-    ("guards", "objective", "stationarity"),
+    ("guards", "objective", "outside", "stationarity"),
+    ("frame",),
     ("lagrangian",),
     ("inner_problem",),
     ("problem",),
     ("algorithm", "held_out", "linear"),
-    ("inner",),
+    ("inner", "probe"),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("saved",),

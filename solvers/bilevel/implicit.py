@@ -105,6 +105,10 @@ class Implicit(Algorithm[ImplicitState]):
     order = 2
     cost = "training + 1 inner gradient + 1 outer gradient + linear solve + 1 product"
     needs = "an inner optimum (∇g = 0) and a regular Hessian there"
+    lighter = (
+        "use a smaller inner batch, whose graph is kept during the solve; CG, Neumann and Identity keep the fewest "
+        "vectors, GMRES, Nystrom and Dense the most; hypergrad.F2SA needs first derivatives only"
+    )
 
     @property
     def stochastic(self) -> bool:

@@ -181,7 +181,7 @@ def test_an_empty_stream_is_named(name: str) -> None:
         hg.hypergradient(hg.Problem(inner, outer, **given), *start(), FIT)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt(), ZeroDivisionError()])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
 def test_other_failures_stay_what_they_are(error: BaseException) -> None:
     def failing(params: Any, hparams: Any, batch: Any) -> Tensor:
         raise error
