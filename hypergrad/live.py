@@ -10,9 +10,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hypergrad import tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import Algorithm, Report, check_algorithm
-from hypergrad.errors import InputError, ReachWarning, TreeError, UnreachedError, UnsupportedError, WrappedModuleError
+from hypergrad.errors import (
+    InputError,
+    ObjectiveError,
+    ReachWarning,
+    TreeError,
+    UnreachedError,
+    UnsupportedError,
+    WrappedModuleError,
+)
 from hypergrad.objective import count_arguments
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
@@ -103,6 +111,8 @@ class Live:
 
         Raises:
             UnreachedError: a hyperparameter that no loss uses.
+            ObjectiveError: a loss that uses the model's parameters as variables bound outside of it.
+            InputError: a tensor that was changed in place meanwhile, by another thread.
             NumericalError: NaN or a diverged solve; no ``.grad`` is touched then.
         """
         problem = self._problem.with_batches(batch, outer_batch)
@@ -148,7 +158,7 @@ class _Frame(nn.Module):
 
     def objective(self, name: str, function: Loss) -> Callable[[Tree, Tree, Any], Tensor]:
         """Return the closure as a pure function of (params, hparams, batch)."""
-        count = count_arguments(function, (1, 0)) if callable(function) else None
+        count, checked = count_arguments(function, (1, 0)) if callable(function) else None, False
         if count is None:
             raise InputError(
                 passed=f"{name}={function!r}",
@@ -157,15 +167,32 @@ class _Frame(nn.Module):
             )
 
         def call(params: Tree, hparams: Tree, batch: Any) -> Tensor:
+            nonlocal checked
             replaced = {f"model.{key}": value for key, value in params.items()}
             if self.hparams is not None:
                 replaced |= {f"hparams.{key}": value for key, value in hparams.items()}
             buffers = {key: value.clone() for key, value in self.named_buffers()}
             arguments = (function, (batch,) if count else ())
-            value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
+            with evaluation.with_own_buffers():
+                value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
+            if not checked and isinstance(value, Tensor) and value.requires_grad:
+                self._refuse_captured(name, value, params)
+                checked = True
             return value
 
         return call
+
+    def _refuse_captured(self, name: str, value: Tensor, params: Tree) -> None:
+        """Refuse a loss that got hold of a parameter before, which would count as a constant without a word."""
+        reached = guards.leaves_of(value)
+        lost = [key for key, own in self.model.named_parameters() if key in params and id(own) in reached]
+        if lost:
+            raise ObjectiveError(
+                passed=f"{name}, which uses the model's parameters {lost} as variables that were bound outside of it",
+                expected="a loss that reads parameters from the module each time: model(x), model.weight, "
+                "model.parameters()",
+                do=f"move the line that reads them into {name}; a list made before keeps tensors that are not replaced",
+            )
 
 
 def _hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:

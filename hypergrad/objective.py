@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from hypergrad import evaluation
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
 
@@ -19,12 +21,18 @@ from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
 class UserFunction:
     """A user's function under the name it has in messages, called with or without a batch as its signature asks.
 
+    Attributes:
+        name: what it is called.
+        function: the function.
+        loss: whether it is to be differentiated, so that modules in it are held still (:mod:`hypergrad.evaluation`).
+
     Raises:
         InputError: a signature that takes neither two nor three positional arguments.
     """
 
     name: str
     function: Callable[..., Any]
+    loss: bool = True
 
     def __post_init__(self) -> None:
         """Read the signature once."""
@@ -40,7 +48,8 @@ class UserFunction:
         """Return whatever the function returns; a wrong key raises with the nearest name."""
         trees = NamedTree("params", params), NamedTree("hparams", hparams)
         takes_batch: bool = self._takes_batch  # type: ignore[attr-defined]
-        return self.function(*trees, batch) if takes_batch else self.function(*trees)
+        with evaluation.still() if self.loss else nullcontext():
+            return self.function(*trees, batch) if takes_batch else self.function(*trees)
 
     def scalar(self, params: Tree, hparams: Tree, batch: Any, *, differentiable: bool) -> Tensor:
         """Return the function's value as a 0-d tensor.

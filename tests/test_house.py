@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "version"),
     ("settings",),
-    ("schedules",),
+    ("evaluation", "schedules"),
     ("tree", "data", "domains", "loaders"),
     ("projections",),
     ("guards", "objective", "stationarity"),
@@ -70,7 +70,10 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
-SMOKE: dict[str, dict[str, Any]] = {"step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2}}
+SMOKE: dict[str, dict[str, Any]] = {
+    "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
+    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+}
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 
 
