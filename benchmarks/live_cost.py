@@ -14,6 +14,7 @@ loss with fixed decays, and a step of Adam on the weights.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def by_library(model: nn.Module, hparams: list[Tensor], inner: Loss, outer: Loss
     hyper = hg.Live(model, hparams, inner, outer, algorithm)
 
     def call() -> None:
-        hyper.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hg.errors.CurvatureWarning)  # these models are not trained
+            hyper.backward()
 
     return call
 

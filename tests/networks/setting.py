@@ -28,7 +28,7 @@ def build(network: Network, dtype: torch.dtype, device: str, *, quiet: bool) -> 
         if quiet and isinstance(module, nn.Dropout):
             module.p = 0.0
         elif quiet and hasattr(module, "dropout"):
-            module.dropout = 0.0
+            vars(module)["dropout"] = 0.0
     placed: Any = model
     return cast(nn.Module, placed.to(memory_format=network.layout))
 
