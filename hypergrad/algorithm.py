@@ -291,6 +291,7 @@ class _Replay(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.algorithm, ctx.problem, ctx.state, ctx.names, ctx.keys = algorithm, problem, state, names, keys
         ctx.save_for_backward(*values)
+        ctx.versions = tree.Versions(params=state.params, hparams=dict(zip(names, values, strict=True)))
         device = tree.device_of(state.params)
         ctx.draws = problem.draws(device)
         with guards.pinned_rng(device):
@@ -301,6 +302,7 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         weights = dict(zip(ctx.keys, cotangents, strict=True))
+        ctx.versions.check()  # the replay reads them again
         hparams = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         linear = ctx.problem.with_outer(lambda params, _: tree.dot(params, weights), data=False)
         with guards.again(ctx.draws):

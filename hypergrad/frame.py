@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypergrad import outside, tree
-from hypergrad.errors import InputError, TreeError, WrappedModuleError
+from hypergrad import evaluation, guards, outside, tree
+from hypergrad.errors import InputError, ObjectiveError, TreeError, WrappedModuleError
 from hypergrad.objective import count_arguments
 from hypergrad.tree import Tree
 
@@ -32,6 +32,7 @@ class Frame(nn.Module):
         """Keep both; neither is changed."""
         super().__init__()
         self.model, self.hparams = model, hparams
+        self._checked: set[str] = set()
 
     def forward(self, function: Loss, arguments: tuple[Any, ...]) -> Tensor:
         """Return the closure's value."""
@@ -48,9 +49,11 @@ class Frame(nn.Module):
             )
         refuse_wrappers(name, outside.modules([function]))
         choices = (count,) if count_arguments(function, (0,)) is None else (count, 0)
-        return functools.partial(self.call, function, choices)
+        return functools.partial(self.call, name, function, choices)
 
-    def call(self, function: Loss, choices: tuple[int, ...], params: Tree, hparams: Tree, batch: Any) -> Tensor:
+    def call(
+        self, name: str, function: Loss, choices: tuple[int, ...], params: Tree, hparams: Tree, batch: Any
+    ) -> Tensor:
         """Return the closure's value at these parameters and hyperparameters; buffers are copied.
 
         Where the argument is optional and there is no batch, the closure's own default stays.
@@ -60,8 +63,24 @@ class Frame(nn.Module):
             replaced |= {f"hparams.{key}": value for key, value in hparams.items()}
         buffers = {key: value.clone() for key, value in self.named_buffers()}
         arguments = (function, (batch,)[: choices[-1 if batch is None else 0]])
-        value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
+        with evaluation.with_own_buffers():
+            value: Tensor = torch.func.functional_call(self, replaced | buffers, arguments)
+        if name not in self._checked and isinstance(value, Tensor) and value.requires_grad:
+            self._refuse_captured(name, value, params)
+            self._checked.add(name)
         return value
+
+    def _refuse_captured(self, name: str, value: Tensor, params: Tree) -> None:
+        """Refuse a loss that got hold of a parameter before, which would count as a constant without a word."""
+        reached = guards.leaves_of(value)
+        lost = [key for key, own in self.model.named_parameters() if key in params and id(own) in reached]
+        if lost:
+            raise ObjectiveError(
+                passed=f"{name}, which uses the model's parameters {lost} as variables that were bound outside of it",
+                expected="a loss that reads parameters from the module each time: model(x), model.weight, "
+                "model.parameters()",
+                do=f"move the line that reads them into {name}; a list made before keeps tensors that are not replaced",
+            )
 
 
 def hyperparameters(hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> Tree:

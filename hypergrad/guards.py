@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from hypergrad import streams
 from hypergrad.data import Sampler
 from hypergrad.errors import ObjectiveError, WrappedModuleError
+from hypergrad.evaluation import whole_graph
 from hypergrad.streams import Streams
 
 P = ParamSpec("P")
@@ -29,16 +30,19 @@ _inside = threading.local()
 
 
 @contextmanager
-def pinned_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
+def pinned_rng(device: torch.device, seed: int | None = None, *, autocast: bool = False) -> Iterator[None]:
     """Restore the random state of torch on the CPU and on ``device``, of Python and of numpy on exit.
 
     With ``seed`` the block starts from it. Without one it draws the numbers that would have come next, and they come
-    again after it.
+    again after it. An autocast block around it does not reach inside unless it is let in, since backward passes would
+    run under it as well.
     """
     devices = [device] if device.type not in ("cpu", "meta") else []
+    let_in = autocast or device.type == "meta"
+    precision = nullcontext() if let_in else torch.autocast(device.type, enabled=False)
     others = Streams.capture()
     try:
-        with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        with precision, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
             if seed is not None:
                 _seed(device, seed)
             yield
@@ -89,43 +93,6 @@ class Draws:
             torch.cuda.set_rng_state(self.accelerator, self.device)
         for sampler, position in self.samplers:
             sampler.load_state_dict(position)
-
-
-class _Checkpointing:
-    """Switches gradient checkpointing off, for all threads while any of them is inside.
-
-    A checkpoint runs its part of the module again in the backward pass, when the tensors that a functional call put
-    in are gone: gradients would belong to the module's own parameters, without a word.
-    """
-
-    module, name = "torch.utils.checkpoint", "_checkpoint_without_reentrant_generator"
-
-    def __init__(self) -> None:
-        self.lock, self.depth, self.original = threading.Lock(), 0, None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.depth += 1
-            module = sys.modules.get(self.module)
-            if self.depth == 1 and module is not None and hasattr(module, self.name):
-                self.original = getattr(module, self.name)
-                setattr(module, self.name, self.transparent)
-
-    def __exit__(self, *failure: object) -> None:
-        with self.lock:
-            self.depth -= 1
-            if self.depth == 0 and self.original is not None:
-                setattr(sys.modules[self.module], self.name, self.original)
-                self.original = None
-
-    @staticmethod
-    def transparent(*_: Any, **__: Any) -> Iterator[None]:
-        """Do nothing around the checkpointed function."""
-        yield
-
-
-whole_graph = _Checkpointing()
-"""A block in which forward passes record their whole graph, without gradient checkpointing."""
 
 
 @contextmanager
@@ -283,6 +250,20 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
                 seen.add(child)
                 stack.append(child)
     return GraphFacts(frozenset(seen), frozenset(leaf_ids), frozenset(repairs))
+
+
+def leaves_of(output: Tensor) -> set[int]:
+    """Return the ``id`` of every leaf tensor that a graph reaches, whatever it holds."""
+    stack, found = [output.grad_fn], set[int]()
+    seen = set(stack)
+    while stack:
+        node: Any = stack.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        fresh = {child for child, _ in getattr(node, "next_functions", ())} - seen
+        seen |= fresh
+        stack += fresh
+    return found
 
 
 def _refuse_once_differentiable(node: object, name: str) -> None:

@@ -54,7 +54,7 @@ class InnerProblem:
 
     def gradient(self, params: Tree, hparams: Tree, batch: Any = None) -> tuple[Tensor, Tree]:
         """Return g(θ, λ) with its penalty and ∇_θ g; the parameters must require grad."""
-        with torch.enable_grad(), guards.whole_graph:
+        with torch.enable_grad():
             value = self.value(params, hparams, batch)
         return value.detach(), _gradient(value, params, create_graph=False)
 
@@ -71,7 +71,7 @@ class InnerProblem:
         if create_graph:
             data, penalty, _ = self._recorded(params, hparams, batch, inspect=inspect)
         else:
-            with torch.enable_grad(), guards.whole_graph:
+            with torch.enable_grad():
                 data, penalty = self._evaluated(params, hparams, batch)
         if isinstance(data, dict):
             return data if create_graph else detached(data)

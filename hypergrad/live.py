@@ -141,6 +141,8 @@ class Live:
             InputError: a batch for a loss that takes none, or none for a loss that needs one.
             UnreachedError: a hyperparameter that no loss uses.
             CutError: a hyperparameter that changes a loss without a gradient.
+            ObjectiveError: a loss that uses the model's parameters as variables bound outside of it.
+            InputError: a tensor that was changed in place meanwhile, by another thread.
             NumericalError: NaN or a diverged solve; no ``.grad`` is touched then.
             OutOfMemoryError: not enough memory; no ``.grad`` and no memory of the algorithm is touched then.
         """

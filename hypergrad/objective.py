@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from hypergrad import evaluation
 from hypergrad.errors import HypergradError, InputError, ObjectiveError
 from hypergrad.shortage import is_shortage
 from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
@@ -23,12 +25,18 @@ UNFIT_BATCH = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 class UserFunction:
     """A user's function under the name it has in messages, called with or without a batch as its signature asks.
 
+    Attributes:
+        name: what it is called.
+        function: the function.
+        loss: whether it is to be differentiated, so that modules in it are held still (:mod:`hypergrad.evaluation`).
+
     Raises:
         InputError: a signature that takes neither two nor three positional arguments.
     """
 
     name: str
     function: Callable[..., Any]
+    loss: bool = True
 
     def __post_init__(self) -> None:
         """Read the signature once."""
@@ -48,9 +56,11 @@ class UserFunction:
         """
         trees = NamedTree("params", params), NamedTree("hparams", hparams)
         if not self.takes_batch:
-            return self.function(*trees)
+            with self._held_still():
+                return self.function(*trees)
         try:
-            return self.function(*trees, batch)
+            with self._held_still():
+                return self.function(*trees, batch)
         except HypergradError:
             raise
         except UNFIT_BATCH as error:
@@ -58,6 +68,9 @@ class UserFunction:
             if unrelated or is_shortage(error):
                 raise
             raise _failed(self.name, error, batch) from error
+
+    def _held_still(self) -> AbstractContextManager[None]:
+        return evaluation.still() if self.loss else nullcontext()
 
     @property
     def takes_batch(self) -> bool:

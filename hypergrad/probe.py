@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as all_modules
 from torch.utils._pytree import tree_leaves
 
-from hypergrad import guards, outside, tree
+from hypergrad import evaluation, guards, outside, tree
 from hypergrad.algorithm import Cost
 from hypergrad.errors import CutError
 from hypergrad.frame import refuse_wrappers
@@ -295,10 +295,7 @@ def _watched(note: Callable[..., None], *, before: bool) -> Iterator[None]:
     register: Any = all_modules.register_module_forward_pre_hook if before else all_modules.register_module_forward_hook
     handle = register(hook)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Using `torch.compile", UserWarning
-            )  # that hooks see compiled modules twice
+        with evaluation.unseen_hooks:
             yield
     finally:
         handle.remove()

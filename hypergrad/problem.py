@@ -344,7 +344,7 @@ class Problem:
         if isinstance(batch, Batches):
             return _mean((self.outer_gradients(params, hparams, part) for part in batch), len(batch))
         params, hparams = leaves(params), attached(hparams)
-        with torch.enable_grad(), guards.whole_graph:
+        with torch.enable_grad():
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
         inputs = params | {f"hparams.{key}": tensor for key, tensor in hparams.items()}
         slopes = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)  # unused: a zero derivative

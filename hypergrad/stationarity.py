@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import final
 
 import torch
 from torch import Tensor
 
 from hypergrad.errors import ObjectiveError
-from hypergrad.tree import Layout, Tree
+from hypergrad.tree import Layout, Tree, Versions, changed_in_place
 from hypergrad.tree import dot as tree_dot
 from hypergrad.tree import norm as tree_norm
 
@@ -26,11 +27,13 @@ def pushforward(outputs: Tree, inputs: Tree, tangents: Mapping[str, Tensor]) -> 
     if not live:
         return result
     dummies = {key: torch.zeros_like(value, requires_grad=True) for key, value in live.items()}
-    pulled = torch.autograd.grad(
-        list(live.values()), list(inputs.values()), list(dummies.values()), create_graph=True, allow_unused=True
-    )
-    pairs = [(p, tangents[key]) for key, p in zip(inputs, pulled, strict=True) if p is not None and p.requires_grad]
-    if pairs:
+    with explained():
+        pulled = torch.autograd.grad(
+            list(live.values()), list(inputs.values()), list(dummies.values()), create_graph=True, allow_unused=True
+        )
+        pairs = [(p, tangents[key]) for key, p in zip(inputs, pulled, strict=True) if p is not None and p.requires_grad]
+        if not pairs:
+            return result
         pushed = torch.autograd.grad(
             [p for p, _ in pairs], list(dummies.values()), [t for _, t in pairs], allow_unused=True
         )
@@ -92,6 +95,7 @@ class Stationarity:
         self._penalty = None if penalty_residual is None else _Ends(penalty_residual)
         self._diagonal: Tensor | None = None
         self._slopes = slopes
+        self.versions = Versions(params=params, hparams=hparams)
 
     @property
     def diagonal(self) -> Tensor | None:
@@ -128,7 +132,7 @@ class Stationarity:
         The product is formed before y is touched, so y may be v itself.
         """
         self.products += 1
-        pulled = _pull(self._data.with_cotangents(v, self.layout), self.params)
+        pulled = self._pull(self._data.with_cotangents(v, self.layout), self.params)
         rescale(y, scale, shift)
         self._accumulate(y, pulled, alpha)
 
@@ -139,19 +143,23 @@ class Stationarity:
         self.update(y, v, 1.0)
         return y
 
-    def cross(self, v: Tensor) -> Tree:
-        """Return (∂R/∂λ)ᵀ v, the mixed product (∂²g/∂θ∂λ)ᵀ v, over the hyperparameters; one product."""
+    def cross(self, v: Tensor, *, last: bool = False) -> Tree:
+        """Return (∂R/∂λ)ᵀ v, the mixed product (∂²g/∂θ∂λ)ᵀ v, over the hyperparameters; one product.
+
+        The ``last`` product frees the graph on its way, which saves memory and time.
+        """
         self.products += 1
-        pulled = _pull(self._all_ends(v), self.hparams)
+        pulled = self._pull(self._all_ends(v), self.hparams, last=last)
         return {
             key: torch.zeros_like(value, requires_grad=False) if p is None else p
             for (key, value), p in zip(self.hparams.items(), pulled, strict=True)
         }
 
-    def both(self, v: Tensor) -> tuple[Tensor, Tree]:
+    def both(self, v: Tensor, *, last: bool = False) -> tuple[Tensor, Tree]:
         """Return (∂R/∂θ)ᵀ v as a flat vector and (∂R/∂λ)ᵀ v as a tree, from one reverse pass; one product."""
         self.products += 1
-        pulled = _pull(self._all_ends(v), {**self.params, **{f"hparams/{k}": h for k, h in self.hparams.items()}})
+        inputs = {**self.params, **{f"hparams/{key}": value for key, value in self.hparams.items()}}
+        pulled = self._pull(self._all_ends(v), inputs, last=last)
         product = self.layout.zeros()
         self._accumulate(product, pulled[: len(self.params)], 1.0)
         mixed = {
@@ -205,8 +213,26 @@ class Stationarity:
             ends += self._penalty.with_cotangents(v, self.layout)
         return ends
 
+    def _pull(self, ends: list[Pair], inputs: Tree, *, last: bool = False) -> list[Tensor | None]:
+        """Return the vector-Jacobian products at ``inputs``; ``None`` where the ends do not depend on an input.
+
+        ``allow_unused`` is safe here: a graph that was cut by a compiled function or by a function that can be
+        differentiated once only was refused when the residual was built, so an unused input has the derivative zero.
+        """
+        if not ends:
+            return [None] * len(inputs)
+        with explained(self.versions):
+            pulled = torch.autograd.grad(
+                [end for end, _ in ends],
+                list(inputs.values()),
+                [cotangent for _, cotangent in ends],
+                retain_graph=not last,
+                allow_unused=True,
+            )
+        return list(pulled)
+
     def _add(self, y: Tensor, ends: list[Pair]) -> None:
-        self._accumulate(y, _pull(ends, self.params), 1.0)
+        self._accumulate(y, self._pull(ends, self.params), 1.0)
 
     def _accumulate(self, y: Tensor, pulled: list[Tensor | None], alpha: float) -> None:
         pairs = [(t, p) for t, p in zip(self.layout.views(y).values(), pulled, strict=True) if p is not None]
@@ -228,29 +254,26 @@ class _Ends:
         return [(self.residual[key], views[key]) for key in self._live]
 
 
-def _pull(ends: list[Pair], inputs: Tree) -> list[Tensor | None]:
-    """Return the vector-Jacobian products at ``inputs``; ``None`` where the ends do not depend on an input.
+@contextmanager
+def explained(versions: Versions | None = None) -> Iterator[None]:
+    """Say what is wrong where a second derivative fails; ``versions`` are those of the tensors that the graph needs.
 
-    ``allow_unused`` is safe here: a graph that was cut by a compiled function or by a function that can be
-    differentiated once only was refused when the residual was built, so an unused input has the derivative zero.
+    Raises:
+        ObjectiveError: an operation that torch cannot differentiate twice.
+        InputError: a tensor that was changed in place after the graph was recorded.
     """
-    if not ends:
-        return [None] * len(inputs)
     try:
-        pulled = torch.autograd.grad(
-            [end for end, _ in ends],
-            list(inputs.values()),
-            [cotangent for _, cotangent in ends],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        yield
     except RuntimeError as error:
-        if "not implemented" not in str(error):
-            raise
-        raise ObjectiveError(
-            passed=f"an inner problem with an operation that has no second derivative ({error})",
-            expected="operations that torch can differentiate twice",
-            do="write that operation with others (torch.cdist as a difference and a norm, an embedding bag as an "
-            "embedding and a sum), or use hypergrad.ZerothOrder, which needs no derivative",
-        ) from error
-    return list(pulled)
+        if "not implemented" in str(error):
+            raise ObjectiveError(
+                passed=f"an inner problem with an operation that has no second derivative ({error})",
+                expected="operations that torch can differentiate twice",
+                do="write that operation with others (torch.cdist as a difference and a norm, an embedding bag as an "
+                "embedding and a sum), or use hypergrad.ZerothOrder, which needs no derivative",
+            ) from error
+        if "modified by an inplace operation" in str(error):
+            names = [] if versions is None else versions.changed()
+            other = "a tensor of the objective that is no parameter and no hyperparameter (a batch, a buffer, or one "
+            raise changed_in_place(", ".join(names) or f"{other}that a loss changes itself: {error})") from error
+        raise

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "streams", "version"),
     ("settings", "shortage"),
-    ("outer_schedules", "schedules", "splits"),
+    ("evaluation", "outer_schedules", "schedules", "splits"),
     ("tree", "data", "domains", "loaders"),
     ("accumulated", "projections"),
     ("guards", "objective", "outside", "stationarity"),
@@ -75,6 +75,7 @@ TOP_LEVEL = {
 OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
+    "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
     "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
 }

@@ -191,7 +191,7 @@ class SelfTuning:
         phase = self.phase
         data = self._data[phase]
         position, device = data.state_dict(), self.hparams.location.device
-        with guards.pinned_rng(device), torch.enable_grad():
+        with guards.pinned_rng(device, autocast=True), torch.enable_grad():
             seed_all((self.seed * 1_000_003 + self.step_number) % 2**63, device)
             try:
                 batch = data.draw()

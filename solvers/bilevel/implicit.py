@@ -189,12 +189,12 @@ class Implicit(Algorithm[ImplicitState]):
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
-            grads = outer.minus(point.stationarity.cross(solution.value))
+            slope = point.stationarity.slope(solution.value).abs()
+            scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
+            point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
+            grads = outer.minus(point.stationarity.cross(solution.value, last=True))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
-        slope = point.stationarity.slope(solution.value).abs()
-        scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
-        point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
         check_finite("the mixed product for hparams", grads, when="where training ended")
         cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
         report = self._report(scales, solution, kinks, cost, watch)
@@ -310,6 +310,7 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order()
         point: Point = ctx.point
+        point.stationarity.versions.check()
         layout = point.stationarity.layout
         b = layout.flatten(dict(zip(layout.shapes, cotangents, strict=True)))
         check_finite("the cotangent of params", layout.views(b), when="in the backward pass")

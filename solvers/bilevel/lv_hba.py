@@ -373,7 +373,7 @@ class _Lagrangian:
         self.draws.restore()
         point = tree.leaves(params)
         lam = tree.attached(self.hparams) if hparams else tree.detached(self.hparams)
-        with torch.enable_grad(), guards.whole_graph:
+        with torch.enable_grad():
             value = self.problem.inner_value(point, lam, self.batch)
             values = value.new_zeros(0)
             if multipliers is not None and len(multipliers):

@@ -144,7 +144,7 @@ class Oracles:
     def mixed(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None = None) -> Tree:
         """Return (∂²g/∂θ∂λ)ᵀ v on a batch; one inner gradient and one product."""
         self.cost += Cost(products=1)
-        return self._point(z, batch, hparams).cross(v)
+        return self._point(z, batch, hparams).cross(v, last=True)
 
     def _point(self, z: Tensor, batch: Any, hparams: Tree | None) -> Stationarity:
         self.cost += Cost(inner_gradients=1)
@@ -158,7 +158,7 @@ class Oracles:
         self.cost += Cost(inner_gradients=1)
         lam = self.hparams if hparams is None else tree.leaves(hparams)
         point = tree.leaves(self.layout.views(z))
-        with torch.enable_grad(), guards.whole_graph:
+        with torch.enable_grad():
             value = self.problem.inner_value(point, lam, batch)
         inputs = [*point.values(), *lam.values()]
         found = torch.autograd.grad(value, inputs, allow_unused=True)  # unused: a zero derivative
@@ -207,7 +207,7 @@ class Oracles:
         """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v on a batch; one inner gradient and one product."""
         point = self._point(z, batch, None)
         self.cost += Cost(products=1)
-        product, mixed = point.both(v)
+        product, mixed = point.both(v, last=True)
         self.look_at(v, product)
         return point.residual(), product, mixed
 
@@ -215,7 +215,7 @@ class Oracles:
         """Return all three directions; one inner gradient, one product for both of its uses, one outer gradient."""
         point = self._point(z, inner, hparams)
         self.cost += Cost(products=1)
-        product, mixed = point.both(v)
+        product, mixed = point.both(v, last=True)
         self.look_at(v, product)
         value, slope, direct = self.outer(z, outer, hparams)
         return Directions(point.residual(), product - slope, {k: direct[k] - m for k, m in mixed.items()}, value)

@@ -12,7 +12,8 @@ from torch import Tensor
 from hypergrad import guards, tree
 from hypergrad.inner import Iterate, Slots, UpdateRule
 from hypergrad.problem import Problem
-from hypergrad.tree import Tree
+from hypergrad.stationarity import explained
+from hypergrad.tree import Tree, Versions
 
 Keep = Literal["graph", "iterates", "sqrt", "log"]
 
@@ -45,7 +46,7 @@ class GraphWindow:
         with guards.second_order(tree.device_of(entry.params)):
             for step in range(settings.length):
                 iterate = settings.rule.advance(problem, iterate, hparams, create_graph=True, inspect=step == 0)
-        self.ends = iterate.params
+        self.ends, self.versions = iterate.params, Versions(params=entry.params, hparams=hparams)
         slots = {name: tree.detached(slot) for name, slot in iterate.slots.items()}
         self.last = Iterate(tree.detached(iterate.params), slots, iterate.step)
         settings.rule.check_end(problem, draws, entry, self.last, tree.detached(hparams))
@@ -54,12 +55,13 @@ class GraphWindow:
         """Return (dθ_T/dλ)ᵀ a."""
         ends = [(end, cotangents[key]) for key, end in self.ends.items() if end.requires_grad]
         inputs = list(self.hparams.values())
-        pulled = torch.autograd.grad(
-            [end for end, _ in ends],
-            inputs,
-            [cotangent for _, cotangent in ends],
-            allow_unused=True,  # told apart by the caller: unreached, or reached by the outer objective only
-        )
+        with explained(self.versions):
+            pulled = torch.autograd.grad(
+                [end for end, _ in ends],
+                inputs,
+                [cotangent for _, cotangent in ends],
+                allow_unused=True,  # told apart by the caller: unreached, or reached by the outer objective only
+            )
         return dict(zip(self.hparams, pulled, strict=True))
 
 
@@ -148,12 +150,13 @@ class AdjointWindow:
         """Add the hyperparameters' share to the total and return the share of ``inputs``."""
         inputs = inputs or []
         ends = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
-        pulled = torch.autograd.grad(
-            [output for output, _ in ends],
-            [*inputs, *self.hparams.values()],
-            [weight for _, weight in ends],
-            allow_unused=True,  # None: this step does not depend on it
-        )
+        with explained():
+            pulled = torch.autograd.grad(
+                [output for output, _ in ends],
+                [*inputs, *self.hparams.values()],
+                [weight for _, weight in ends],
+                allow_unused=True,  # None: this step does not depend on it
+            )
         for name, share in zip(self.hparams, pulled[len(inputs) :], strict=True):
             if share is not None:
                 held = self.total[name]

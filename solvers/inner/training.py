@@ -47,7 +47,7 @@ class Training(InnerSolver):
 
     def __post_init__(self) -> None:
         """Read the function's signature."""
-        object.__setattr__(self, "_train", UserFunction("train", self.function))
+        object.__setattr__(self, "_train", UserFunction("train", self.function, loss=False))
 
     def budget(self) -> Cost:
         """Return no passes."""

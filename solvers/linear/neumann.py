@@ -73,8 +73,10 @@ class Neumann(LinearSolver):
         shrink = None if operator.diagonal is None else torch.mul(operator.diagonal, -step).add_(1)
         x = b.clone()
         lengths = [torch.linalg.vector_norm(b)]
+        last = None
         for term in range(self.terms):
-            last = x.clone() if term >= self.terms - 2 else None  # the lengths of the last two terms tell divergence
+            if term >= self.terms - 2:  # the lengths of the last two terms tell divergence
+                last = x.clone() if last is None else last.copy_(x)  # fresh memory costs more than a pass over it
             operator.update(x, x, -step, shrink, b)
             if last is not None:
                 lengths.append(torch.linalg.vector_norm(last.sub_(x)))

@@ -296,3 +296,28 @@ def test_a_live_model_of_which_the_training_loss_uses_nothing_is_refused() -> No
     hyper = live(model, [weight], train=train)
     with refused(UnreachedError, model, {"w": weight}, passed="'head.weight'", do="names"):
         hyper.backward()
+
+
+@pytest.mark.parametrize("where", ["inner", "outer", "penalty"])
+def test_a_parameter_bound_before_the_loss_is_refused(where: str) -> None:
+    """It would be a constant in the functional call: curvature and mixed derivatives would lose its part silently."""
+    model, decay = Net().double(), torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    before = list(model.head.parameters())
+
+    def shrinkage(params: list[Any]) -> Tensor:
+        return decay.exp().sum() * torch.stack([p.square().sum() for p in params]).sum()
+
+    def penalty() -> Tensor:
+        return shrinkage(before if where == "penalty" else list(model.head.parameters()))
+
+    def loss(name: str) -> Callable[[], Tensor]:
+        return lambda: (
+            (model(X) - Y).square().mean()
+            + (shrinkage(before) if where == name else shrinkage(list(model.head.parameters())))
+        )
+
+    hyper = hg.Live(model, [decay], loss("inner"), loss("outer"), IDENTITY, penalty=penalty)
+    for _ in range(2):
+        with refused(ObjectiveError, model, passed=(where, "head.weight"), do=("before", where)):
+            hyper.backward()
+    assert decay.grad is None
