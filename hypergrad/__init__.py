@@ -29,6 +29,9 @@ from hypergrad.domains import UnitInterval as UnitInterval
 from hypergrad.hypergradient import hypergradient as hypergradient
 from hypergrad.inner import InnerSolver as InnerSolver
 from hypergrad.inner import Tuned as Tuned
+from hypergrad.kinds import Entry as Entry
+from hypergrad.kinds import Kind as Kind
+from hypergrad.kinds import kinds as kinds
 from hypergrad.linear import LinearResult as LinearResult
 from hypergrad.linear import LinearSolver as LinearSolver
 from hypergrad.linear import Operator as Operator

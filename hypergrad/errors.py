@@ -58,6 +58,10 @@ class UnreachedError(InputError):
         self.names = list(names)
 
 
+class CutError(UnreachedError):
+    """A hyperparameter that moves a value although no gradient flows: detached, read as a number, rounded."""
+
+
 class WrappedModuleError(InputError):
     """A module whose wrapper breaks second derivatives (DDP, FSDP, ``torch.compile``)."""
 

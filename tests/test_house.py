@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("algorithm", "linear"),
     ("inner",),
+    ("kinds",),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("saved",),
