@@ -68,10 +68,12 @@ from hypergrad.solvers.bilevel import AmIGO as AmIGO
 from hypergrad.solvers.bilevel import Block as Block
 from hypergrad.solvers.bilevel import BSVRBv1 as BSVRBv1
 from hypergrad.solvers.bilevel import BSVRBv2 as BSVRBv2
+from hypergrad.solvers.bilevel import Direct as Direct
 from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
 from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel import Implicit as Implicit
 from hypergrad.solvers.bilevel import NormalizedMomentum as NormalizedMomentum
+from hypergrad.solvers.bilevel import Routed as Routed
 from hypergrad.solvers.bilevel import StocBiO as StocBiO
 from hypergrad.solvers.bilevel import Unrolled as Unrolled
 from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder

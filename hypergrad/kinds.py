@@ -23,6 +23,9 @@ from hypergrad.tree import Tree
 
 Values = Callable[[Tree], list[Tensor]]
 
+PLACES = ("optimizer", "initial", "inner", "outer")
+"""Where a hyperparameter may be read, in the order in which they are looked at."""
+
 LEAVING = {
     "item": ".item()",
     "tolist": ".tolist()",
@@ -59,7 +62,7 @@ class Entry:
 
     Attributes:
         name: the hyperparameter.
-        places: of ``"inner"``, ``"optimizer"``, ``"initial"``, ``"outer"`` all that read it, in this order; none for a
+        places: of ``"optimizer"``, ``"initial"``, ``"inner"``, ``"outer"`` all that read it, in this order; none for a
             discrete one.
         kind: what decides which algorithm can see it: ``optimizer`` or ``initial`` where it enters there, else
             ``inner``, else ``outer``.
@@ -75,9 +78,9 @@ def kinds(
 ) -> dict[str, Entry]:
     """Say of every hyperparameter how it enters the problem.
 
-    Each function is evaluated once and its graph searched. A hyperparameter that a function's graph does not reach is
-    then moved, with the same random numbers and batches: where the value changes all the same, the path of the
-    gradient is cut, and a hypergradient would be wrong without a word.
+    Each function is evaluated once, near θ, and its graph searched. A hyperparameter that a function's graph does not
+    reach is then moved, with the same random numbers and batches: where the value changes all the same, the path of
+    the gradient is cut, and a hypergradient would be wrong without a word.
 
     Nothing that is passed is changed; random numbers and batches are put back.
 
@@ -118,19 +121,60 @@ def kinds(
     params = tree.check_tree("params", params)
     if moving:
         params, moving = problem.check_inputs(params, moving)
-    places: dict[str, list[str]] = {name: [] for name in moving}
     seen: dict[str, set[str]] = {name: set() for name in moving}
-    device = tree.device_of(params)
-    for place, function in _functions(problem, params, fixed, inner):
-        with guards.again(guards.Draws.capture(device, problem.inner_data, problem.outer_data)):
-            for name in _Look(problem, place, function, moving, device).read(seen):
-                places[name].append(place)
+    places = reads(problem, params, moving, inner=inner, fixed=fixed, seen=seen)
     _refuse_unread(places, seen)
-    found = {name: Entry(name, tuple(dict.fromkeys(read)), _kind(read)) for name, read in places.items()}
+    found = {name: Entry(name, read, _kind(read)) for name, read in places.items()}
     return {name: found.get(name, Entry(name, (), Kind.DISCRETE)) for name in hparams}
 
 
-def _kind(places: list[str]) -> Kind:
+def reads(
+    problem: Problem,
+    params: Tree,
+    hparams: Tree,
+    *,
+    inner: InnerSolver | None = None,
+    places: tuple[str, ...] = PLACES,
+    fixed: Mapping[str, Any] | None = None,
+    seen: dict[str, set[str]] | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """Return the places at which each hyperparameter is read, of those asked for; without checks of the inputs.
+
+    Args:
+        problem: the problem.
+        params: θ.
+        hparams: those with derivatives.
+        inner: how training goes.
+        places: where to look.
+        fixed: discrete hyperparameters.
+        seen: gets what cuts the path of each hyperparameter.
+
+    Raises:
+        CutError: a path that is cut.
+    """
+    found: dict[str, dict[str, None]] = {name: {} for name in hparams}
+    seen = {name: set() for name in hparams} if seen is None else seen
+    device, params = tree.device_of(params), _beside(params)
+    for place, function in _functions(problem, params, dict(fixed or {}), inner):
+        if place not in places or not hparams:
+            continue
+        with guards.again(guards.Draws.capture(device, problem.inner_data, problem.outer_data)):
+            for name in _Look(problem, place, function, hparams, device).read(seen):
+                found[name][place] = None
+    return {name: tuple(read) for name, read in found.items()}
+
+
+def _beside(params: Tree) -> Tree:
+    """Return a point near θ: where θ starts at zero a penalty is zero whatever its weight, and nothing would show."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, value in params.items():
+        signs = torch.randn(value.shape, generator=generator).to(value).sign()
+        moved[name] = value.detach() + 0.01 * signs * value.detach().square().mean().sqrt().clamp(min=1.0)
+    return moved
+
+
+def _kind(places: tuple[str, ...]) -> Kind:
     return next(kind for kind in (Kind.OPTIMIZER, Kind.INITIAL, Kind.INNER, Kind.OUTER) if kind in places)
 
 
@@ -317,7 +361,7 @@ def _cut(name: str, place: str, cuts: set[str], *, flat: bool) -> CutError:
     )
 
 
-def _refuse_unread(places: dict[str, list[str]], seen: dict[str, set[str]]) -> None:
+def _refuse_unread(places: dict[str, tuple[str, ...]], seen: dict[str, set[str]]) -> None:
     lost = [name for name, read in places.items() if not read]
     if not lost:
         return

@@ -9,6 +9,7 @@ from hypergrad.solvers.bilevel.bome import BOME as BOME
 from hypergrad.solvers.bilevel.bsa import BSA as BSA
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv1 as BSVRBv1
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv2 as BSVRBv2
+from hypergrad.solvers.bilevel.direct import Direct as Direct
 from hypergrad.solvers.bilevel.f2sa import F2SA as F2SA
 from hypergrad.solvers.bilevel.forward import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel.fsla import FSLA as FSLA
@@ -18,6 +19,7 @@ from hypergrad.solvers.bilevel.lv_hba import LVHBA as LVHBA
 from hypergrad.solvers.bilevel.maid import MAID as MAID
 from hypergrad.solvers.bilevel.mrbo import MRBO as MRBO
 from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
+from hypergrad.solvers.bilevel.routed import Routed as Routed
 from hypergrad.solvers.bilevel.saba import SABA as SABA
 from hypergrad.solvers.bilevel.soba import SOBA as SOBA
 from hypergrad.solvers.bilevel.spaba import SPABA as SPABA
