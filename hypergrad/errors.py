@@ -74,6 +74,22 @@ class MissingDependencyError(HypergradError, ImportError):
     """An optional package or data set that is not installed."""
 
 
+class MemoryShortageError(HypergradError, MemoryError):
+    """A computation that ran out of memory; nothing was changed, and the message has a smaller plan.
+
+    Args:
+        passed: what was running.
+        expected: what would have been right.
+        do: the smaller plans, in words.
+        smaller: an algorithm that keeps less, or ``None``; kept as an attribute.
+    """
+
+    def __init__(self, passed: str, expected: str, do: str, smaller: object = None) -> None:
+        """Keep the algorithm beside the three parts."""
+        super().__init__(passed, expected, do)
+        self.smaller = smaller
+
+
 class NumericalError(HypergradError, ArithmeticError):
     """A computation that left no usable answer."""
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from hypergrad import tree
-from hypergrad.algorithm import Algorithm, Report, check_algorithm
+from hypergrad.algorithm import Algorithm, Report
 from hypergrad.errors import InputError, ReachWarning, TreeError, UnreachedError, UnsupportedError, WrappedModuleError
+from hypergrad.memory import shortage_explained
 from hypergrad.objective import count_arguments
 from hypergrad.problem import Problem
+from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.tree import Tree
 
 Loss = Callable[..., Tensor]
@@ -37,7 +39,7 @@ class Live:
         hparams: λ: a module, a mapping of names to tensors, or an iterable of tensors; leaf tensors that require grad.
         inner: the training loss, ``inner(batch)`` or ``inner()``, a scalar.
         outer: the validation loss, ``outer(batch)`` or ``outer()``, a scalar.
-        algorithm: how the hypergradient is found.
+        algorithm: how the hypergradient is found; ``"auto"`` to have it chosen at the first call.
         penalty: an elementwise part of the training loss given apart, ``penalty()`` (see :class:`~hypergrad.Problem`).
 
     Raises:
@@ -65,13 +67,13 @@ class Live:
         hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor],
         inner: Loss,
         outer: Loss,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         *,
         penalty: Loss | None = None,
     ) -> None:
         """Check what is passed; nothing is computed yet."""
         _refuse_wrapped(model)
-        check_algorithm(algorithm)
+        algorithm = resolve(algorithm)
         self.model, self.algorithm = model, algorithm
         self.hparams = _hyperparameters(hparams)
         self._frame = _Frame(model, hparams if isinstance(hparams, nn.Module) else None)
@@ -104,13 +106,15 @@ class Live:
         Raises:
             UnreachedError: a hyperparameter that no loss uses.
             NumericalError: NaN or a diverged solve; no ``.grad`` is touched then.
+            MemoryShortageError: a step that ran out of memory, with a smaller plan; nothing is touched.
         """
         problem = self._problem.with_batches(batch, outer_batch)
         if self._state is None:
             self._find_unused(problem)
             self._state = self.algorithm.init(problem, self._params(), tree.detached(self.hparams))
         state = dataclasses.replace(self._state, params=self._params())
-        result, self._state = self.algorithm.step(problem, state, self.hparams)
+        with shortage_explained(self.algorithm, problem):
+            result, self._state = self.algorithm.step(problem, state, self.hparams)
         for key, hyperparameter in self.hparams.items():
             grad = result.grads[key]
             hyperparameter.grad = grad if hyperparameter.grad is None else hyperparameter.grad + grad

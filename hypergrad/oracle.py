@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hypergrad import guards, tree
 from hypergrad.algorithm import Algorithm, Cost, Hypergradient
+from hypergrad.memory import shortage_explained
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
 
@@ -70,8 +71,9 @@ class Oracle:
         Raises:
             UnsupportedError: tolerances for an algorithm that has none.
         """
-        with guards.Pinned(self._draws, self.seed):
-            result, self.state = self._at(tolerances).step(self.problem, self.state, tree.leaves(hparams))
+        algorithm = self._at(tolerances)
+        with guards.Pinned(self._draws, self.seed), shortage_explained(algorithm, self.problem):
+            result, self.state = algorithm.step(self.problem, self.state, tree.leaves(hparams))
         self.cost += result.report.cost
         self.results = [*self.results[:1], result]
         return result

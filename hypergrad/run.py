@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 from torch import Tensor
 
 from hypergrad import saved, tree
-from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm, check_finite
+from hypergrad.algorithm import Algorithm, Cost, Report, check_finite
 from hypergrad.errors import InputError
 from hypergrad.outer import Oracle, OuterMove
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count
+from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.tree import Tree
 
 
@@ -63,7 +64,7 @@ class Run:
 
     Args:
         problem: the two objectives and their samplers.
-        algorithm: how hypergradients are found.
+        algorithm: how hypergradients are found; ``"auto"`` to have it chosen at the first step.
         params: where training starts; copied.
         hparams: where the hyperparameters start; copied, and projected onto their domains.
         outer: what moves the hyperparameters.
@@ -83,7 +84,7 @@ class Run:
     def __init__(
         self,
         problem: Problem,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         params: Mapping[str, Tensor],
         hparams: Mapping[str, Tensor],
         outer: OuterMove,
@@ -97,7 +98,7 @@ class Run:
                 expected="an outer move",
                 do="pass hypergrad.outer.Torch(torch.optim.Adam, lr=1e-2) or hypergrad.outer.LBFGSB()",
             )
-        check_algorithm(algorithm)
+        algorithm = resolve(algorithm, problem)
         self.problem, self.algorithm, self.outer, self.seed = problem, algorithm, outer, seed
         start = tree.cloned(tree.check_tree("params", params))
         hparams = tree.check_tree("hparams", hparams)
@@ -115,6 +116,7 @@ class Run:
 
         Raises:
             NumericalError: NaN, a diverged solve, or a move to infinity; the run stays before the step.
+            MemoryShortageError: a step that ran out of memory, with a smaller plan; the run stays before the step.
         """
         start = time.perf_counter()
         oracle = Oracle(self.problem, self.algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
@@ -187,7 +189,7 @@ class Run:
 
 def iterate(
     problem: Problem,
-    algorithm: Algorithm[Any],
+    algorithm: Algorithm[Any] | Literal["auto"],
     params: Mapping[str, Tensor],
     hparams: Mapping[str, Tensor],
     *,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -53,7 +53,7 @@ class Trainer:
 
     Args:
         problem: the two objectives and their samplers.
-        algorithm: how hypergradients are found.
+        algorithm: how hypergradients are found; ``"auto"`` to have it chosen at the first step.
         outer: what moves the hyperparameters.
         callbacks: called in order after every step, checkpoints last.
         seed: seed of the run's random numbers.
@@ -78,7 +78,7 @@ class Trainer:
     def __init__(
         self,
         problem: Problem,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         outer: OuterMove,
         callbacks: Sequence[Callback] = (),
         *,

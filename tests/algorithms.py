@@ -347,7 +347,8 @@ def first_unrolled(known: KnownProblem) -> hg.Routed:
     """The first hyperparameter by back-propagation, the others implicitly where that training ends."""
     first, *others = known.hparams
     back = hg.Unrolled(known.steps, gradient_descent(known))
-    return hg.Routed({first: back} | {name: hg.Implicit(hg.CG(rtol=rtol(known))) for name in others})
+    routes: dict[Any, Algorithm[Any]] = {name: hg.Implicit(hg.CG(rtol=rtol(known))) for name in others}
+    return hg.Routed({first: back, **routes})
 
 
 def outer_direct(known: KnownProblem) -> hg.Routed:
@@ -370,4 +371,17 @@ ROUTED = [
 ]
 
 
-TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *ROUTED, *SINGLE_LOOP]
+AUTO = [
+    Row(
+        name="auto",
+        build=lambda known: hg.Auto(inner=fitted(known), accuracy=rtol(known)),
+        expected=truth,
+        applies=lambda known: known.stationary,
+        exact=True,
+        tolerance=1e-8,
+        adaptive=True,
+    ),
+]
+
+
+TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *ROUTED, *AUTO, *SINGLE_LOOP]

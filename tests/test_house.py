@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("algorithm", "linear"),
     ("inner",),
-    ("kinds",),
+    ("kinds", "memory"),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("saved",),

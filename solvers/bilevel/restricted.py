@@ -47,8 +47,9 @@ def holding(algorithm: Algorithm[Any], held: Tree) -> Algorithm[Any]:
     inner = getattr(algorithm, "inner", None)
     if not held or not isinstance(inner, InnerSolver):
         return algorithm
-    changed: Any = algorithm
-    return dataclasses.replace(changed, inner=_held(inner, held))
+    plain: Any = algorithm
+    changed: Algorithm[Any] = dataclasses.replace(plain, inner=_held(inner, held))
+    return changed
 
 
 def _held(inner: InnerSolver, held: Tree) -> InnerSolver:
@@ -58,7 +59,7 @@ def _held(inner: InnerSolver, held: Tree) -> InnerSolver:
     if not isinstance(inner, UpdateRule):
         return inner
     settings = {name: getattr(inner, name) for name in inner.tuned}
-    tuned = {name: _filled_setting(value, held) for name, value in settings.items() if isinstance(value, Tuned)}
+    tuned: Any = {name: _filled_setting(value, held) for name, value in settings.items() if isinstance(value, Tuned)}
     return dataclasses.replace(inner, **tuned)
 
 

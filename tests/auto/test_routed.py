@@ -159,10 +159,10 @@ def test_the_live_face_uses_the_model_that_is_trained() -> None:
     decay = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
     scale = torch.tensor(2.0, dtype=DOUBLE, requires_grad=True)
 
-    def train_loss() -> torch.Tensor:
+    def train_loss() -> Any:
         return (model(x) - y).square().mean() + decay * sum(p.square().sum() for p in model.parameters())
 
-    def valid_loss() -> torch.Tensor:
+    def valid_loss() -> Any:
         return (scale * model(x) - y).square().mean()
 
     implicit = hg.Implicit(stationarity=float("inf"))
@@ -194,7 +194,11 @@ def test_the_multipliers_of_a_constrained_problem_stay_in_place() -> None:
 
 
 def test_by_kind_routes_every_name() -> None:
-    algorithms = {"optimizer": hg.Unrolled(5, RULE), "inner": hg.Implicit(stationarity=99.0), "outer": hg.Direct()}
+    algorithms: dict[Any, Any] = {
+        "optimizer": hg.Unrolled(5, RULE),
+        "inner": hg.Implicit(stationarity=99.0),
+        "outer": hg.Direct(),
+    }
     routed = hg.Routed.by_kind(three_kinds(), start(), hyperparameters(), algorithms)
     assert {key: type(value).__name__ for key, value in routed.routes.items()} == {
         ("t",): "Direct",
