@@ -71,7 +71,10 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {"matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
-SMOKE: dict[str, dict[str, Any]] = {"step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2}}
+SMOKE: dict[str, dict[str, Any]] = {
+    "forecast": {"size": 8, "steps": 2, "repeats": 1},
+    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+}
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 
 

@@ -64,7 +64,7 @@ class Auto(Algorithm[AutoState]):
         most: most products of a linear solve, at least 1.
         memory: what one step may hold in MiB, above 0; half of the machine's or the device's memory by default.
 
-    Cost: that of the algorithm chosen; at the first step 1 inner gradient, at most 21 products and 1 outer gradient
+    Cost: that of the algorithm chosen; at the first step 2 inner gradients, at most 21 products and 1 outer gradient
     more, and the evaluations of :func:`~hypergrad.kinds`.
 
     Raises:
@@ -113,7 +113,7 @@ class Auto(Algorithm[AutoState]):
         training = Cost() if self.inner is None else self.inner.budget()
         steps = training.inner_gradients
         solve = max(self.most, 32) + 2 + steps * max(1, hparams_size)
-        look = Cost(1, STEPS + 1, 1, 1 + 4 * hparams_size)
+        look = Cost(2, STEPS + 1, 1, 1 + 4 * hparams_size)
         runs = 2 * hparams_size + 1
         return look + Cost(4 * steps * runs + 1, training.products * runs + solve, 2, runs)
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from hypergrad import guards, tree
 from hypergrad.algorithm import Cost
 from hypergrad.errors import InputError, UnsupportedError
-from hypergrad.inner import InnerSolver, UpdateRule
+from hypergrad.inner import InnerResult, InnerSolver, UpdateRule
 from hypergrad.kinds import Entry, Kind, kinds
 from hypergrad.objective import UserFunction
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count, check_number
-from hypergrad.solvers.bilevel.plan import Choice, Forecast, Plan, length
-from hypergrad.solvers.bilevel.probe import Probe, probe
+from hypergrad.solvers.bilevel.plan import Choice, Forecast, Plan, freed, length
+from hypergrad.solvers.bilevel.probe import Probe, probe, timed
+from hypergrad.solvers.linear.krylov import Curvature
 from hypergrad.tree import Layout, Tree
 
 FEW = 3
@@ -58,8 +59,9 @@ def choose(
     Returns:
         A :class:`~hypergrad.Choice`; ``print`` shows its reason and forecast.
 
-    Cost: training once, where there is something to see at its end; 3 inner gradients, at most 21 products, 2 outer
-    gradients, and the evaluations of :func:`~hypergrad.kinds`.
+    Cost: training once, where there is something to see at its end; 2 inner gradients, at most 21 products, 1 outer
+    gradient and the evaluations of :func:`~hypergrad.kinds`. With ``measure`` 6 inner gradients, 3 products, 3 outer
+    gradients and, where training takes less than a second, two trainings more.
 
     Raises:
         UnsupportedError: hyperparameters that no algorithm here can see, by name.
@@ -129,7 +131,7 @@ class _Chooser:
         self.inside = [name for name, entry in entries.items() if entry.kind == Kind.INNER]
         self.rest = [name for name in entries if name not in self.path]
         self.lines = [_described(entries, hparams)]
-        self.trained, self.training = False, Cost()
+        self.trained, self.training, self.training_seconds = False, Cost(), 0.0
 
     def choose(self, accuracy: float, most: int, memory: float | None, *, measure: bool, spent: Cost) -> Choice:
         """Train if need be, look, decide, and write down why."""
@@ -137,8 +139,8 @@ class _Chooser:
         if self.path and self.inner is None:
             raise self._no_training()
         if not self.path and self.inner is not None:
-            self.params, self.training = self._train()
-            spent, self.trained = spent + self.training, True
+            self.params, self.training, runs = self._train(measure=measure)
+            spent, self.trained = sum([self.training] * runs, start=spent), True
         seen = probe(self.problem, self.params, self.hparams, bend=bool(self.inside), measure=measure)
         limit = (memory * 2**20) if memory is not None else _half(tree.device_of(self.params))
         if self.path and rule is None:
@@ -161,13 +163,21 @@ class _Chooser:
     def _say(self, line: str) -> None:
         self.lines.append(line)
 
-    def _train(self) -> tuple[Tree, Cost]:
+    def _train(self, *, measure: bool) -> tuple[Tree, Cost, int]:
+        """Return θ, the passes of one training, and how many were made."""
         assert self.inner is not None
-        device = tree.device_of(self.params)
-        draws = guards.Draws.capture(device, self.problem.inner_data)
-        with guards.again(draws), guards.pinned_rng(device):
-            result = self.inner.run(self.problem, self.params, self.hparams)
-        return tree.detached(result.params), result.cost
+        device, results = tree.device_of(self.params), list[InnerResult]()
+        draws, inner = guards.Draws.capture(device, self.problem.inner_data), self.inner
+
+        def run() -> None:
+            with guards.again(draws), guards.pinned_rng(device):
+                results.append(inner.run(self.problem, self.params, self.hparams))
+
+        seconds = timed(run, device, repeats=1)
+        if measure and seconds < 1:  # a first run also loads what it uses
+            seconds = timed(run, device, repeats=2)
+        self.training_seconds = seconds
+        return tree.detached(results[0].params), results[0].cost, len(results)
 
     def _no_training(self) -> UnsupportedError:
         return UnsupportedError(
@@ -192,14 +202,16 @@ class _Chooser:
         return Plan("zeroth-order")
 
     def _along_training(self, seen: Probe, limit: float, accuracy: float, most: int) -> Plan:
-        steps, entries = length(self.inner), Layout.of({n: self.hparams[n] for n in self.path}).size
+        steps, entries = length(self.inner), _entries(self.hparams, self.path)
         names = f"{self.path} enter how training goes, which no implicit hypergradient sees"
-        if seen.graph * steps <= limit:
-            self._say(f"unrolled: {names}; the graph of {steps} steps holds {_mib(seen.graph * steps)}, which fits")
+        if self._held(seen, "graph") <= limit:
+            self._say(
+                f"unrolled: {names}; the graph of {steps} steps holds {_mib(self._held(seen, 'graph'))}, which fits"
+            )
             return Plan("unrolled", keep="graph")
         if entries <= FEW:
             self._say(
-                f"forward: {names}; the graph of {steps} steps would hold {_mib(seen.graph * steps)}, more than "
+                f"forward: {names}; the graph of {steps} steps would hold {_mib(self._held(seen, 'graph'))}, more than "
                 f"the limit of {_mib(limit)}, and {entries} tangents hold {_mib(2 * entries * seen.vector)}"
             )
             if not self.rest:
@@ -209,7 +221,7 @@ class _Chooser:
         keep = self._keep(seen, limit) or "log"
         self._say(
             f'unrolled: {names}; their {entries} entries are too many for forward mode, and keep="{keep}" holds '
-            f"{_mib(_snapshots(seen, steps, keep))} where the graph would hold {_mib(seen.graph * steps)}"
+            f"{_mib(self._held(seen, keep))} where the graph would hold {_mib(self._held(seen, 'graph'))}"
         )
         return Plan("unrolled", keep=keep)
 
@@ -220,12 +232,15 @@ class _Chooser:
             f"unrolled: after {steps} steps ‖∇g‖ is {seen.gap:.3g}, and training on would change the outer loss by "
             f"{seen.change:.1%}, more than {STATIONARY:.0%}: the implicit formula would be biased"
         )
-        self._say(f'keep="{keep}": {_mib(_snapshots(seen, steps, keep))} for {steps} steps, limit {_mib(limit)}')
+        self._say(f'keep="{keep}": {_mib(self._held(seen, keep))} for {steps} steps, limit {_mib(limit)}')
         return Plan("unrolled", keep=keep)
 
+    def _held(self, seen: Probe, keep: str) -> float:
+        """Return the bytes that back-propagation holds: graphs of steps, or iterates with their slots."""
+        return _snapshots(seen, length(self.inner), keep, 1 + len(freed(self.inner).start(self.params)))
+
     def _keep(self, seen: Probe, limit: float) -> str | None:
-        steps = length(self.inner)
-        fitting = (keep for keep in ("graph", "iterates", "sqrt", "log") if _snapshots(seen, steps, keep) <= limit)
+        fitting = (keep for keep in ("graph", "iterates", "sqrt", "log") if self._held(seen, keep) <= limit)
         return next(fitting, None)
 
     def _implicitly(self, seen: Probe, limit: float, accuracy: float, most: int) -> Plan:
@@ -280,26 +295,35 @@ class _Chooser:
         self._say(f"CG with damping {damping:.3g}: {shape}, which damping lifts at the price of a bias")
         return Plan("implicit", "CG", most, accuracy, damping)
 
+    def _claimed(self, plan: Plan, size: int, bend: Curvature | None) -> Cost:
+        """Return the passes of a step that differentiates or repeats training."""
+        if plan.estimator != "forward+implicit":
+            return plan.build(self.inner).budget(size, _entries(self.hparams, list(self.hparams)))
+        forward = Plan("forward").build(self.inner).budget(size, _entries(self.hparams, plan.path))
+        terms = plan.terms if bend is None else min(plan.terms, bend.terms(plan.accuracy, size))
+        return forward + Cost(inner_gradients=1, products=terms + 1, outer_gradients=1)
+
     def _forecast(self, plan: Plan, seen: Probe) -> Forecast:
         """Return passes, seconds and memory of one step from cold."""
         hparams = Layout.of(self.hparams).size
-        claimed = plan.build(self.inner).budget(seen.size, hparams)
         times, vector = seen.times, seen.vector
         if plan.estimator in ("implicit", "direct"):
             bend = seen.curvature
-            terms = 0 if bend is None else min(plan.terms, bend.terms(plan.accuracy, seen.size))
+            terms = 0 if bend is None else min(plan.terms, bend.terms(plan.accuracy, seen.size, plan.damping))
             solve = plan.terms if plan.linear in ("Dense", "GMRES", "Neumann") else terms
             training = self.training
             products = solve + 1 if plan.estimator == "implicit" else 0
             gradients = int(plan.estimator == "implicit")
             cost = training + Cost(inner_gradients=gradients, products=products, outer_gradients=1)
-            seconds = _sum(
-                (training.inner_gradients, times.training),
+            seconds = self.training_seconds + _sum(
                 (gradients, times.gradient),
                 (products, times.product),
                 (1, times.outer),
             )
-            return Forecast(cost, seconds, (seen.graph + 6 * vector + 2 * hparams * vector / seen.size) / 2**20)
+            solving = 2 * seen.graph + 7 * vector + 2 * hparams * vector / seen.size  # a product holds as much again
+            history = 2 * getattr(self.inner, "history", 0) * vector
+            return Forecast(cost, seconds, max(solving, 2 * seen.graph + history + 6 * vector) / 2**20)
+        claimed = self._claimed(plan, seen.size, seen.curvature)
         steps = length(self.inner) if plan.estimator != "zeroth-order" else 0
         recorded = steps if plan.estimator != "zeroth-order" else 0
         seconds = _sum(
@@ -308,17 +332,21 @@ class _Chooser:
             (claimed.products, times.product),
             (claimed.outer_gradients + claimed.outer_values, times.outer),
         )
-        tangents = 2 * len(self.path) * vector
-        held = _snapshots(seen, steps, plan.keep) if plan.estimator == "unrolled" else seen.graph + tangents
+        tangents = 2 * _entries(self.hparams, self.path) * vector
+        held = self._held(seen, plan.keep) if plan.estimator == "unrolled" else 2 * seen.graph + tangents + 2 * vector
         return Forecast(claimed, seconds, (held + 4 * vector) / 2**20)
 
 
-def _snapshots(seen: Probe, steps: int, keep: str) -> float:
+def _entries(hparams: Tree, names: list[str]) -> int:
+    return sum(hparams[name].numel() for name in names)
+
+
+def _snapshots(seen: Probe, steps: int, keep: str, trees: int = 1) -> float:
     """Return the bytes that back-propagation holds: graphs of steps, or iterates and the graph of one step."""
     if keep == "graph":
-        return seen.graph * steps
+        return (seen.graph + 2 * seen.vector) * steps  # every step also holds its own θ and gradient
     kept = {"iterates": steps, "sqrt": 2 * math.isqrt(steps) + 1, "log": math.ceil(math.log2(steps + 1)) + 1}[keep]
-    return seen.graph + 2 * kept * seen.vector
+    return seen.graph + kept * seen.vector * trees
 
 
 def _sum(*parts: tuple[int, float]) -> float:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Tree
 
-R = TypeVar("R")
 STEPS = 20
 """Products that are spent on looking at the curvature."""
+REPEATS = 3
+"""How often a pass is timed."""
 
 
 @final
@@ -83,30 +84,34 @@ def probe(problem: Problem, params: Tree, hparams: Tree, *, bend: bool, measure:
     with guards.again(draws), guards.pinned_rng(device):
         batch, outer_batch = problem.draw_inner(), problem.draw_outer()
         held = _Held()
-        with held:
+        with guards.pinned_rng(device), held:
             point = problem.linearise(params, hparams, batch)
+        again = _Held()
+        with guards.pinned_rng(device), again:
+            twin = problem.linearise(params, hparams, batch)  # what lies where it lay is data, and no graph's own
+        graph = held.beside(again)
+        del twin
         outer = problem.outer_gradients(params, hparams, outer_batch)
         gap = float(point.length())
         check_finite("the inner gradient of params", {"": torch.tensor(gap)}, when="where the problem was looked at")
         b, loss = point.layout.flatten(outer.params), float(outer.value)
-        seen, seconds, change = None, math.nan, math.nan
+        seen, change = None, math.nan
         if bend and point.symmetric and not is_known(problem) and bool(b.any()):
-            seen, seconds = _timed(lambda: _bend(point, b), device)
+            seen = _bend(point, b)
             far = float(torch.linalg.vector_norm(b) * tree.norm(params))
             change = abs(float(point.slope(seen.solution))) / max(abs(loss), 0.1 * far, torch.finfo(b.dtype).tiny)
         made = 0 if seen is None else seen.products
-        cost = Cost(inner_gradients=1, products=made, outer_gradients=1)
+        cost = Cost(inner_gradients=2, products=made, outer_gradients=1)
         times = Times()
         if measure:
-            product = seconds / made if made else _timed(lambda: point.hvp(b), device)[1]
-            leaves = tree.leaves(params)
+            leaves, values = tree.leaves(params), tree.detached(hparams)
             times = Times(
-                training=_timed(lambda: problem.residual(leaves, tree.detached(hparams), batch), device)[1],
-                gradient=_timed(lambda: problem.linearise(params, hparams, batch), device)[1],
-                product=product,
-                outer=_timed(lambda: problem.outer_gradients(params, hparams, outer_batch), device)[1],
+                training=timed(lambda: problem.residual(leaves, values, batch), device),
+                gradient=timed(lambda: problem.linearise(params, hparams, batch), device),
+                product=timed(lambda: point.hvp(b), device),
+                outer=timed(lambda: problem.outer_gradients(params, hparams, outer_batch), device),
             )
-            cost += Cost(inner_gradients=2, products=0 if made else 1, outer_gradients=1)
+            cost += Cost(inner_gradients=2 * REPEATS, products=REPEATS, outer_gradients=REPEATS)
     return Probe(
         gap=gap,
         change=change,
@@ -114,7 +119,7 @@ def probe(problem: Problem, params: Tree, hparams: Tree, *, bend: bool, measure:
         symmetric=point.symmetric,
         size=point.layout.size,
         vector=b.numel() * b.element_size(),
-        graph=held.bytes,
+        graph=graph,
         preconditioned=seen is not None and point.diagonal is not None,
         times=times,
         cost=cost,
@@ -129,38 +134,42 @@ def _bend(point: Stationarity, b: Tensor) -> Curvature:
     return Curvature(seen.top, seen.bottom, seen.residuals, seen.solution, seen.products + spent)
 
 
-def _timed(function: Callable[[], R], device: torch.device) -> tuple[R, float]:
+def timed(function: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    """Return the least wall time of some calls: on a busy machine the others waited."""
+    seconds = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - start
 
 
 class _Held:
-    """Counts the bytes that graphs recorded inside hold, each storage once.
-
-    Attributes:
-        bytes: the count.
-    """
+    """Notes the storages that graphs recorded inside hold."""
 
     def __init__(self) -> None:
-        self.bytes = 0
         self._seen: dict[int, Tensor] = {}
         self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
 
     def _pack(self, value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen[storage.data_ptr()] = value  # held, so that no other storage comes to lie there
-            self.bytes += storage.nbytes()
+        self._seen.setdefault(value.untyped_storage().data_ptr(), value)  # held: nothing else comes to lie there
         return value
+
+    def beside(self, other: _Held) -> int:
+        """Return the bytes of those that the other one does not hold, too; both forget them."""
+        own = [value for place, value in self._seen.items() if place not in other._seen]
+        self._seen, other._seen = {}, {}
+        return sum(value.untyped_storage().nbytes() for value in own)
 
     def __enter__(self) -> None:
         self._hooks.__enter__()
 
     def __exit__(self, *failure: object) -> None:
         self._hooks.__exit__(*failure)
-        self._seen.clear()

@@ -37,11 +37,15 @@ class Curvature:
         """Return top / bottom, infinite where the bottom is not positive."""
         return self.top / self.bottom if self.bottom > 0 else math.inf
 
-    def terms(self, accuracy: float, size: int) -> int:
+    def terms(self, accuracy: float, size: int, damping: float = 0.0) -> int:
         """Return how many products a solve to a relative residual will take: seen, or else extrapolated.
 
         Beyond what was seen the residual is taken to fall by (√κ − 1)/(√κ + 1) a product, κ being the condition seen.
+        With ``damping``, which was not seen, it is taken to do so from the start on.
         """
+        if damping:
+            root = math.sqrt((self.top + damping) / max(self.bottom + damping, 1e-12 * self.top))
+            return min(size, max(1, math.ceil(math.log(2 / accuracy) * root / 2)))
         for place, residual in enumerate(self.residuals):
             if residual <= accuracy:
                 return place + 1
