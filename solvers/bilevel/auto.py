@@ -146,7 +146,7 @@ class Auto(Algorithm[AutoState]):
         """Choose at the first step, take a hypergradient, and change the plan by what it measured."""
         watch = Stopwatch(tree.device_of(state.params))
         with shortage_explained(self, problem):
-            state, choice = self._chosen(problem, state, tree.detached(hparams))
+            state, choice = self._chosen(problem, state, hparams)
         trained = choice is not None and choice.trained
         plan = Plan(**state.plan)
         algorithm, part = self._now(problem, state, hparams, trained=trained)
