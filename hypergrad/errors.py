@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class HypergradError(Exception):
@@ -84,7 +85,7 @@ class MemoryShortageError(HypergradError, MemoryError):
         smaller: an algorithm that keeps less, or ``None``; kept as an attribute.
     """
 
-    def __init__(self, passed: str, expected: str, do: str, smaller: object = None) -> None:
+    def __init__(self, passed: str, expected: str, do: str, smaller: Any = None) -> None:
         """Keep the algorithm beside the three parts."""
         super().__init__(passed, expected, do)
         self.smaller = smaller

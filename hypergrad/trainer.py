@@ -85,7 +85,8 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         """Keep the settings."""
-        self.problem, self.algorithm, self.outer = problem, algorithm, outer
+        self.problem, self.outer = problem, outer
+        self.algorithm: Algorithm[Any] | Literal["auto"] = algorithm
         self.callbacks, self.seed = list(callbacks), seed
 
     def fit(

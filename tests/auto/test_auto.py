@@ -345,7 +345,7 @@ def test_the_live_face() -> None:
         loss.backward()
         return loss
 
-    found = []
+    found: list[torch.Tensor] = []
     for algorithm in (hyper, hg.Live(model, [weight], train_loss, valid_loss, hg.Implicit(hg.CG(rtol=1e-10)))):
         optimizer.step(closure)
         weight.grad = None
@@ -423,7 +423,7 @@ SHORTAGES: dict[str, Callable[[], BaseException]] = {
 class _Fails(torch.autograd.Function):
     """The identity, whose second derivative runs out of memory while ``error`` is set."""
 
-    error: Callable[[], BaseException] | None = None
+    error: Any = None
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
