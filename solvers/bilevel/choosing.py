@@ -62,8 +62,8 @@ def choose(
 
     Cost: training once, where there is something to see at its end; 2 inner gradients, at most 21 products, 1 outer
     gradient and the evaluations of :func:`~hypergrad.kinds`. With ``measure`` 6 inner gradients, 3 products, 3 outer
-    gradients more and, for the time only and not counted in ``cost``, training again where it takes less than a second,
-    or twelve training steps with their derivatives.
+    gradients more and, for the time only and not counted in ``cost``, training again where it takes less than ten
+    seconds, or twelve training steps with their derivatives.
 
     Raises:
         UnsupportedError: hyperparameters that no algorithm here can see, by name.
@@ -175,8 +175,8 @@ class _Chooser:
                 results.append(inner.run(self.problem, self.params, tree.detached(self.hparams)))
 
         seconds = timed(run, device, repeats=1)
-        if measure and seconds < 1:  # a first run also loads what it uses
-            seconds = timed(run, device, repeats=2)
+        if measure and seconds < 10:  # a first run also loads what it uses
+            seconds = timed(run, device, repeats=1)
         self.training_seconds = seconds
         return tree.detached(results[0].params), results[0].cost
 
