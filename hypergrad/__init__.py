@@ -2,10 +2,13 @@
 
 from hypergrad import errors as errors
 from hypergrad import outer as outer
+from hypergrad.accumulated import Accumulated as Accumulated
+from hypergrad.accumulated import Batches as Batches
 from hypergrad.algorithm import Algorithm as Algorithm
 from hypergrad.algorithm import Cost as Cost
 from hypergrad.algorithm import Hypergradient as Hypergradient
 from hypergrad.algorithm import Report as Report
+from hypergrad.averaging import Averaging as Averaging
 from hypergrad.callbacks import Callback as Callback
 from hypergrad.callbacks import Checkpoint as Checkpoint
 from hypergrad.callbacks import EarlyStopping as EarlyStopping
@@ -39,6 +42,12 @@ from hypergrad.linear import Preconditioner as Preconditioner
 from hypergrad.linear import Status as Status
 from hypergrad.live import Live as Live
 from hypergrad.loaders import LoaderSampler as LoaderSampler
+from hypergrad.outer_schedules import Every as Every
+from hypergrad.outer_schedules import OnPlateau as OnPlateau
+from hypergrad.outer_schedules import OuterSchedule as OuterSchedule
+from hypergrad.population import Member as Member
+from hypergrad.population import Population as Population
+from hypergrad.population import Selected as Selected
 from hypergrad.problem import Problem as Problem
 from hypergrad.projections import Halfspace as Halfspace
 from hypergrad.projections import Intersection as Intersection
@@ -78,6 +87,7 @@ from hypergrad.solvers.bilevel import Implicit as Implicit
 from hypergrad.solvers.bilevel import NormalizedMomentum as NormalizedMomentum
 from hypergrad.solvers.bilevel import Plan as Plan
 from hypergrad.solvers.bilevel import Routed as Routed
+from hypergrad.solvers.bilevel import Scheduled as Scheduled
 from hypergrad.solvers.bilevel import StocBiO as StocBiO
 from hypergrad.solvers.bilevel import Unrolled as Unrolled
 from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder
@@ -102,6 +112,8 @@ from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditio
 from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
 from hypergrad.solvers.linear import Scipy as Scipy
 from hypergrad.solvers.linear import Stochastic as Stochastic
+from hypergrad.splits import Split as Split
+from hypergrad.splits import split as split
 from hypergrad.trainer import Fitted as Fitted
 from hypergrad.trainer import Trainer as Trainer
 from hypergrad.version import __version__ as __version__

@@ -190,6 +190,10 @@ class Algorithm(ABC, Generic[S]):
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return the passes that a first step claims: exactly these, or at most where a tolerance can end it."""
 
+    def at_step(self, step: int) -> Algorithm[S]:
+        """Return the algorithm for an outer step, from 0: this one, unless its settings are scheduled."""
+        return self
+
     def at_tolerance(self, inner: float, linear: float) -> Self:
         """Return the same algorithm at another accuracy, for outer moves that choose it.
 

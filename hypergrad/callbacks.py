@@ -16,6 +16,7 @@ import torch
 from hypergrad import saved, tree
 from hypergrad.errors import InputError
 from hypergrad.files import write_whole
+from hypergrad.held_out import HeldOut
 from hypergrad.run import Progress, Run
 from hypergrad.settings import check_counts, check_numbers
 from hypergrad.tree import Tree
@@ -173,29 +174,58 @@ class EarlyStopping(Callback):
     Args:
         patience: steps without a new lowest value before stopping, at least 1.
         min_delta: how much lower a new lowest value has to be, at least 0.
-        monitor: ``progress -> number`` to watch; the outer loss by default. A loss on data that neither objective
-            sees guards against overfitting the validation set.
+        monitor: ``progress -> number`` to watch; the outer loss by default.
+        held_out: instead of ``monitor``: examples that neither objective sees, so that the run stops where it begins to
+            overfit the validation set. A batch for the problem's ``outer``, a sampler, whose full batch counts, or a
+            function ``(params, hparams)`` that returns a scalar. See :func:`~hypergrad.split`.
+
+    Raises:
+        InputError: both ``monitor`` and ``held_out``, or, when a run starts, a batch for an ``outer`` that takes none.
 
     Attributes:
         best: the lowest value so far, with its step, hyperparameters and parameters; the trainer returns them.
     """
 
     def __init__(
-        self, patience: int = 10, min_delta: float = 0.0, monitor: Callable[[Progress], float] | None = None
+        self,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        monitor: Callable[[Progress], float] | None = None,
+        *,
+        held_out: Any = None,
     ) -> None:
         """Keep the settings."""
         self.patience, self.min_delta, self.monitor = patience, min_delta, monitor
+        self.held_out = None if held_out is None else HeldOut("EarlyStopping", held_out)
+        if monitor is not None and held_out is not None:
+            raise InputError(
+                passed="EarlyStopping with monitor and held_out",
+                expected="one value to watch",
+                do="leave monitor out, or compute what it watches from the held-out examples yourself",
+            )
         check_counts(self, "patience")
         check_numbers(self, "min_delta", least=0)
         self.best: tuple[float, int, Tree, Tree] | None = None
 
     def start(self, run: Run, steps: int) -> None:
         """Forget an earlier run."""
+        if self.held_out is not None:
+            self.held_out.check(run.problem)
         self.best = None
+
+    def _value(self, run: Run, progress: Progress) -> float:
+        if self.held_out is not None:
+            return self.held_out.loss(run.problem, progress.params, progress.hparams)
+        return progress.outer_loss if self.monitor is None else float(self.monitor(progress))
+
+    @property
+    def guards(self) -> bool:
+        """Whether something else than the outer loss is watched."""
+        return self.monitor is not None or self.held_out is not None
 
     def step(self, run: Run, progress: Progress) -> str | None:
         """Compare with the lowest value."""
-        value = progress.outer_loss if self.monitor is None else float(self.monitor(progress))
+        value = self._value(run, progress)
         value = math.inf if math.isnan(value) else value
         if self.best is None or value < self.best[0] - self.min_delta:
             self.best = (value, progress.step, tree.cloned(progress.hparams), tree.cloned(progress.params))

@@ -179,6 +179,7 @@ class _Runs:
         self.problem, self.params, self.hparams, self.algorithm = problem, params, hparams, algorithm
         self.device = tree.device_of(params)
         self.state = algorithm.init(problem, params, hparams)
+        algorithm = algorithm.at_step(0)
         if resolve is None and isinstance(algorithm, Implicit) and algorithm.inner is None:
             dtype = next(iter(params.values())).dtype
             resolve = LBFGS(tolerance=1e-9 if dtype == torch.float64 else 1e-5, steps=1000)

@@ -50,9 +50,44 @@ class Partitioned(Sampler, Protocol):
         ...
 
 
+def check_sampler(name: str, sampler: object) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for what is neither a sampler nor ``None``."""
+    if sampler is None or (isinstance(sampler, Sampler) and not isinstance(sampler, type)):
+        return
+    remedy = "pass hypergrad.TensorSampler(x, y, batch_size=...), or hypergrad.Fixed(batch) for one batch"
+    if hasattr(sampler, "__iter__") and hasattr(sampler, "dataset"):
+        remedy = "wrap the loader: hypergrad.LoaderSampler(loader)"
+    raise InputError(
+        passed=f"{name} of type {type(sampler).__name__}",
+        expected="a sampler, with the methods draw, full, state_dict and load_state_dict",
+        do=remedy,
+    )
+
+
+def drawn(name: str, sampler: Sampler | None) -> Any:
+    """Return the next batch of a sampler, ``None`` without one.
+
+    Raises:
+        InputError: a sampler that has no further batch.
+    """
+    try:
+        return None if sampler is None else sampler.draw()
+    except StopIteration as error:
+        raise InputError(
+            passed=f"{name}, whose {type(sampler).__name__} has no batch left",
+            expected="a sampler without end, which starts again where the data ends",
+            do="let draw() start a new epoch instead of raising StopIteration; is the data empty?",
+        ) from error
+    except InputError as error:
+        raise InputError(f"{name}: {error.passed}", error.expected, error.do) from error
+
+
 @final
 class Fixed:
     """The same batch every time.
+
+    Raises:
+        InputError: a tensor, or a tuple or list of them, without a single row.
 
     >>> Fixed(7).draw()
     7
@@ -61,6 +96,21 @@ class Fixed:
     def __init__(self, batch: Any) -> None:
         """Keep the batch."""
         self.batch = batch
+        if self.examples == 0:
+            raise InputError(
+                passed="Fixed of a batch without examples",
+                expected="at least one row",
+                do="look at how the data is loaded, filtered and split: this part is empty",
+            )
+
+    @property
+    def examples(self) -> int | None:
+        """Number of rows, if the batch is a tensor, or a tuple or list of tensors with one number of rows."""
+        parts = list(self.batch) if isinstance(self.batch, list | tuple) else [self.batch]
+        if not parts or not all(isinstance(part, Tensor) and part.ndim for part in parts):
+            return None
+        rows = {part.shape[0] for part in parts}
+        return rows.pop() if len(rows) == 1 else None
 
     def draw(self) -> Any:
         """Return the batch."""
@@ -102,7 +152,7 @@ class Partition:
 
     def __init__(self, *tensors: Tensor, batch_size: int, seed: int = 0, index: bool = False) -> None:
         """Deal the examples out."""
-        self.rows = _rows(tensors)
+        self.rows = _rows("Partition", tensors)
         if not (isinstance(batch_size, int) and 1 <= batch_size <= self.rows and self.rows % batch_size == 0):
             raise InputError(
                 passed=f"batch_size={batch_size} for {self.rows} examples",
@@ -113,6 +163,11 @@ class Partition:
         generator = torch.Generator().manual_seed(seed % 2**63)
         self._order = torch.randperm(self.rows, generator=generator).to(tensors[0].device).view(-1, batch_size)
         self._drawn = 0
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return self.rows
 
     @property
     def batches(self) -> int:
@@ -156,13 +211,19 @@ class Partition:
         self._drawn = drawn
 
 
-def _rows(tensors: tuple[Tensor, ...]) -> int:
+def _rows(name: str, tensors: tuple[Tensor, ...]) -> int:
     rows = {tensor.shape[0] if tensor.ndim else None for tensor in tensors}
     if len(rows) != 1 or None in rows:
         raise InputError(
             passed=f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]}",
             expected="at least one tensor, all with the same number of rows",
             do="stack the data so that row i of every tensor belongs to example i",
+        )
+    if not tensors[0].shape[0]:
+        raise InputError(
+            passed=f"{name} of tensors of shapes {[tuple(tensor.shape) for tensor in tensors]}: no examples",
+            expected="at least one row",
+            do="look at how the data is loaded, filtered and split: this part is empty",
         )
     return tensors[0].shape[0]
 
@@ -193,7 +254,7 @@ class TensorSampler:
 
     def __init__(self, *tensors: Tensor, batch_size: int, seed: int = 0, index: bool = False) -> None:
         """Check the rows and start before the first batch."""
-        self.tensors, self.rows = tensors, _rows(tensors)
+        self.tensors, self.rows = tensors, _rows("TensorSampler", tensors)
         if not 1 <= batch_size <= self.rows:
             raise InputError(
                 passed=f"batch_size={batch_size} for {self.rows} examples",
@@ -203,6 +264,11 @@ class TensorSampler:
         self.batch_size, self.seed, self.index = batch_size, seed, index
         self._epoch, self._batch = 0, 0
         self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return self.rows
 
     @property
     def batches(self) -> int:
@@ -249,3 +315,9 @@ class TensorSampler:
             order = torch.randperm(self.rows, generator=generator).to(self.tensors[0].device)
             self._order = (self._epoch, order)
         return self._order[1]
+
+
+def count_examples(sampler: object) -> int | None:
+    """Return how many examples a sampler draws from, as its attribute ``examples`` tells; ``None`` if it does not."""
+    found = getattr(sampler, "examples", None)
+    return found if isinstance(found, int) else None

@@ -115,6 +115,7 @@ def solve(
         tensor([6.])
     """
     algorithm = resolve(algorithm, problem)
+    algorithm = algorithm.at_step(0)
     if isinstance(algorithm, Implicit) and algorithm.inner is None:
         raise InputError(
             passed=f"{algorithm!r}",

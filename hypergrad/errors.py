@@ -127,6 +127,10 @@ class OuterMoveWarning(HypergradWarning):
     """The hyperparameters did not go where the algorithm needs them to go."""
 
 
+class OverfittingWarning(HypergradWarning):
+    """More hyperparameters than validation examples, and nothing that would notice that they fit these too closely."""
+
+
 class ActiveSetWarning(HypergradWarning):
     """A constraint that is active with a multiplier of zero: the inner solution has a kink there."""
 

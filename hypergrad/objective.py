@@ -10,8 +10,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from hypergrad.errors import InputError, ObjectiveError
+from hypergrad.errors import HypergradError, InputError, ObjectiveError
 from hypergrad.tree import NamedTree, Tree, check_like, check_names, detached
+
+UNFIT_BATCH = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a function raises on a batch of another form than it unpacks."""
 
 
 @final
@@ -37,10 +40,29 @@ class UserFunction:
         object.__setattr__(self, "_takes_batch", _takes_batch(self.name, self.function))
 
     def __call__(self, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], batch: Any) -> Any:
-        """Return whatever the function returns; a wrong key raises with the nearest name."""
+        """Return whatever the function returns; a wrong key raises with the nearest name.
+
+        Raises:
+            ObjectiveError: the function failed on its batch; the error says what the batch was.
+        """
         trees = NamedTree("params", params), NamedTree("hparams", hparams)
-        takes_batch: bool = self._takes_batch  # type: ignore[attr-defined]
-        return self.function(*trees, batch) if takes_batch else self.function(*trees)
+        if not self.takes_batch:
+            return self.function(*trees)
+        try:
+            return self.function(*trees, batch)
+        except HypergradError:
+            raise
+        except UNFIT_BATCH as error:
+            unrelated = batch is None and "NoneType" not in str(error)
+            if unrelated or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise _failed(self.name, error, batch) from error
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether the function has an argument for the batch."""
+        found: bool = self._takes_batch  # type: ignore[attr-defined]
+        return found
 
     def scalar(self, params: Tree, hparams: Tree, batch: Any, *, differentiable: bool) -> Tensor:
         """Return the function's value as a 0-d tensor.
@@ -113,6 +135,43 @@ class ResponseVJP:
             check_names("the value of response_vjp", value, hparams)
             hparams = {key: hparams[key] for key in value}
         return detached(check_like("response_vjp", value, hparams, what="hparams"))
+
+
+def described(batch: Any, depth: int = 2) -> str:
+    """Return what a batch is made of: types, and of tensors dtypes and shapes.
+
+    >>> described((torch.zeros(4, 2), {"label": torch.zeros(4).long()}, "name"))
+    "(float32 of shape (4, 2), {'label': int64 of shape (4,)}, str)"
+    """
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}"
+    if not depth or not isinstance(batch, Mapping | list | tuple):
+        return "None" if batch is None else type(batch).__name__
+    items = list(batch.items() if isinstance(batch, Mapping) else enumerate(batch))
+    parts = [
+        f"{key!r}: {described(value, depth - 1)}" if isinstance(batch, Mapping) else described(value, depth - 1)
+        for key, value in items[:8]
+    ]
+    inside = ", ".join(parts + ([f"and {len(items) - 8} more"] if len(items) > 8 else []))
+    if isinstance(batch, Mapping):
+        return f"{{{inside}}}"
+    return f"[{inside}]" if isinstance(batch, list) else f"({inside}{',' if len(items) == 1 else ''})"
+
+
+def _failed(name: str, error: Exception, batch: Any) -> ObjectiveError:
+    text = next(iter(str(error).splitlines()), "")
+    found = "no batch (None)" if batch is None else f"the batch {described(batch)}"
+    remedy = (
+        f"pass data for {name}: a sampler as {name}_data of the problem, or the batch where the call takes one"
+        if batch is None
+        else f"unpack in {name} what the sampler or the call gives it (are the labels missing?), or pass the data that "
+        f"{name} unpacks"
+    )
+    return ObjectiveError(
+        passed=f"{name}, which raised {type(error).__name__}: {text}, and got {found}",
+        expected=f"an objective that can be computed from batches of this form: {name} unpacks what it is given",
+        do=f"{remedy}; if the batch is right, the traceback above says what failed in {name}",
+    )
 
 
 def count_arguments(function: Callable[..., Any], choices: tuple[int, ...]) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from hypergrad import tree
 from hypergrad.domains import Box, Positive, UnitInterval
@@ -93,13 +94,16 @@ class Torch(OuterMove):
     Args:
         optimizer: a class of :mod:`torch.optim`, or any function ``(tensors, **options) -> optimizer``.
         scheduler: ``optimizer -> scheduler``, stepped once after each outer step; a
-            :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau` gets the outer loss.
+            :class:`~torch.optim.lr_scheduler.ReduceLROnPlateau` gets the outer loss. Warm-up is a scheduler, too:
+            :class:`~torch.optim.lr_scheduler.LinearLR`. A list of schedulers is stepped in order.
         clip: largest norm of the hypergradient, above 0; longer ones are shortened to it.
+        clip_value: largest absolute value of its entries, above 0; larger ones are cut to it, before ``clip``.
         groups: options of single hyperparameters by name, over the common ones.
         options: options of the optimizer, such as ``lr``.
 
     Raises:
-        InputError: ``clip`` not above 0, or a group under a name that no hyperparameter has.
+        InputError: ``clip`` or ``clip_value`` not above 0, a group under a name that no hyperparameter has, or a
+            ``scheduler`` that returns something else than a scheduler or a list of them.
 
     Example:
         >>> import torch
@@ -114,17 +118,18 @@ class Torch(OuterMove):
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         *,
         clip: float | None = None,
+        clip_value: float | None = None,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> None:
         """Keep the settings."""
-        self.optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
+        self.optimizer, self.scheduler, self.clip, self.clip_value = optimizer, scheduler, clip, clip_value
         self.groups, self.options = dict(groups or {}), options
         check_function(
             self, "optimizer", "a class of torch.optim", "pass the class and its options: Torch(SGD, lr=0.1)"
         )
         check_function(self, "scheduler", "optimizer -> scheduler", "leave scheduler out for none")
-        check_numbers(self, "clip", above=0)
+        check_numbers(self, "clip", "clip_value", above=0)
 
     def __repr__(self) -> str:
         """Return the optimizer's name and options."""
@@ -138,8 +143,16 @@ class Torch(OuterMove):
         groups: list[dict[str, Any]] = [{"params": [t for key, t in tensors.items() if key not in self.groups]}]
         groups += [{"params": [tensors[key]], **options} for key, options in self.groups.items()]
         optimizer = self.optimizer([group for group in groups if group["params"]], **self.options)
-        scheduler = None if self.scheduler is None else self.scheduler(optimizer)
-        return _TorchState(tensors, optimizer, scheduler)
+        made = [] if self.scheduler is None else self.scheduler(optimizer)
+        schedulers = list(made) if isinstance(made, list | tuple) else [made]
+        for scheduler in schedulers:
+            if not all(hasattr(scheduler, method) for method in ("step", "state_dict", "load_state_dict")):
+                raise InputError(
+                    passed=f"Torch(scheduler=...), which returned {type(scheduler).__name__}",
+                    expected="a scheduler of torch.optim.lr_scheduler, or a list of them",
+                    do="pass a function of the optimizer: functools.partial(ExponentialLR, gamma=0.9)",
+                )
+        return _TorchState(tensors, optimizer, schedulers)
 
     def update(self, oracle: Oracle, hparams: Tree, state: _TorchState) -> Tree:
         """Take one step of the optimizer and of the scheduler."""
@@ -151,15 +164,18 @@ class Torch(OuterMove):
             result = oracle(state.tensors)
             for key, tensor in state.tensors.items():
                 tensor.grad = result.grads[key].detach().clone()
+            if self.clip_value is not None:
+                torch.nn.utils.clip_grad_value_(list(state.tensors.values()), self.clip_value)
             if self.clip is not None:
                 torch.nn.utils.clip_grad_norm_(list(state.tensors.values()), self.clip)
             return result.outer_loss
 
         state.optimizer.step(closure)
-        if isinstance(state.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            state.scheduler.step(float(oracle.results[0].outer_loss))
-        elif state.scheduler is not None:
-            state.scheduler.step()
+        for scheduler in state.schedulers:
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(float(oracle.results[0].outer_loss))
+            else:
+                scheduler.step()
         for tensor in state.tensors.values():
             tensor.grad = None
         return tree.cloned(oracle.problem.project(tree.detached(state.tensors)))
@@ -169,11 +185,11 @@ class Torch(OuterMove):
 class _TorchState:
     tensors: Tree
     optimizer: Any
-    scheduler: Any
+    schedulers: list[Any]
 
     def state_dict(self) -> dict[str, Any]:
-        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {**self._names(), "optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+        schedulers = [scheduler.state_dict() for scheduler in self.schedulers]
+        return {**self._names(), "optimizer": self.optimizer.state_dict(), "schedulers": schedulers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         names = self._names()
@@ -181,11 +197,12 @@ class _TorchState:
         if found != names:
             raise unfit(f"whose outer_state has {found}", str(names))
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
 
-    def _names(self) -> dict[str, str]:
-        return {"optimizer_class": type(self.optimizer).__name__, "scheduler_class": type(self.scheduler).__name__}
+    def _names(self) -> dict[str, Any]:
+        names = [type(scheduler).__name__ for scheduler in self.schedulers]
+        return {"optimizer_class": type(self.optimizer).__name__, "scheduler_classes": names}
 
 
 @final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
-from hypergrad.data import Fixed, Sampler
+from hypergrad.accumulated import Batches, check_data
+from hypergrad.data import Fixed, Sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.inner_problem import InnerProblem
@@ -134,6 +135,7 @@ class Problem:
         if self.initial is not None:
             check_initial(self.initial)
         _check_domains(self.hparams_domain)
+        check_data(self.inner_data, self.outer_data)
 
     @classmethod
     def fixed_point(cls, map: Condition, outer: Objective, **options: Any) -> Problem:
@@ -226,6 +228,11 @@ class Problem:
         return isinstance(self.inner, Lagrangian)
 
     @property
+    def takes_outer_batch(self) -> bool:
+        """Whether the outer objective has an argument for the batch."""
+        return self._outer.takes_batch
+
+    @property
     def is_envelope(self) -> bool:
         """Whether ∂f/∂θ = 0 at θ*: said by ``envelope``, or seen since f is g, without batches and penalty."""
         same = self.outer is self.inner and self.penalty is None
@@ -247,11 +254,11 @@ class Problem:
 
     def draw_inner(self) -> Any:
         """Return the next inner batch, or ``None`` without a sampler."""
-        return None if self.inner_data is None else self.inner_data.draw()
+        return drawn("inner_data", self.inner_data)
 
     def draw_outer(self) -> Any:
         """Return the next outer batch, or ``None`` without a sampler."""
-        return None if self.outer_data is None else self.outer_data.draw()
+        return drawn("outer_data", self.outer_data)
 
     def check_inputs(self, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
         """Return both trees as plain dicts after checking them and the penalty; nothing is changed.
@@ -308,19 +315,23 @@ class Problem:
         return guards.Draws.capture(device, self.inner_data)
 
     def outer_value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
-        """Return f(θ, λ), a scalar.
+        """Return f(θ, λ), a scalar; for :class:`~hypergrad.Batches` the mean over them.
 
         Raises:
             ObjectiveError: not a scalar.
         """
+        if isinstance(batch, Batches):
+            return torch.stack([self.outer_value(params, hparams, part) for part in batch]).mean()
         return self._outer.scalar(params, hparams, batch, differentiable=False)
 
     def outer_gradients(self, params: Tree, hparams: Tree, batch: Any = None) -> OuterGradients:
-        """Return f with ∂f/∂θ and ∂f/∂λ.
+        """Return f with ∂f/∂θ and ∂f/∂λ; for :class:`~hypergrad.Batches` the means, one batch's graph at a time.
 
         Raises:
             ObjectiveError: f does not depend on the parameters, so there is nothing to differentiate through.
         """
+        if isinstance(batch, Batches):
+            return _mean((self.outer_gradients(params, hparams, part) for part in batch), len(batch))
         params, hparams = leaves(params), attached(hparams)
         with torch.enable_grad(), guards.whole_graph:
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
@@ -349,3 +360,18 @@ def _check_domains(domains: Mapping[str, Domain]) -> None:
                 expected="a domain, with a method project(value)",
                 do="pass hypergrad.Box(low, high), Positive(), UnitInterval(), Simplex(), Ball(), or one of your own",
             )
+
+
+def _mean(found: Iterator[OuterGradients], count: int) -> OuterGradients:
+    """Return the mean of gradients; where a batch does not use a hyperparameter its derivative is 0."""
+    first = next(found)
+    value, params, hparams = first.value, first.params, first.hparams
+    for other in found:
+        value = value + other.value
+        params = {key: slope + other.params[key] for key, slope in params.items()}
+        hparams = {
+            key: sum((part[key] for part in (hparams, other.hparams) if key in part), start=torch.zeros(()))
+            for key in {**hparams, **other.hparams}
+        }
+    shares = [{key: slope / count for key, slope in part.items()} for part in (params, hparams)]
+    return OuterGradients(value / count, *shares)

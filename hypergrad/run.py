@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, final
 
 from torch import Tensor
 
-from hypergrad import saved, tree
+from hypergrad import guards, saved, tree
 from hypergrad.algorithm import Algorithm, Cost, Report, check_finite
 from hypergrad.errors import InputError
 from hypergrad.outer import Oracle, OuterMove
@@ -119,7 +119,7 @@ class Run:
             MemoryShortageError: a step that ran out of memory, with a smaller plan; the run stays before the step.
         """
         start = time.perf_counter()
-        oracle = Oracle(self.problem, self.algorithm, self._state, (self.seed * 1_000_003 + self.step_number) % 2**63)
+        oracle = Oracle(self.problem, self.algorithm.at_step(self.step_number), self._state, self._seed())
         try:
             moved = self.outer.update(oracle, self.hparams, self._outer_state)
             check_finite("hparams", moved, when=f"after the outer move of step {self.step_number + 1}")
@@ -144,6 +144,30 @@ class Run:
             seconds=time.perf_counter() - start,
             moved=moved,
         )
+
+    def response(self, hparams: Mapping[str, Tensor]) -> Tree:
+        """Return θ(λ) as the next step would train it at ``hparams``; the run, its batches and random numbers stay.
+
+        Args:
+            hparams: λ.
+
+        Cost: one training.
+
+        Raises:
+            NumericalError: training that diverged.
+        """
+        algorithm, device = self.algorithm.at_step(self.step_number), tree.device_of(self.params)
+        draws = guards.Draws.capture(device, self.problem.inner_data, self.problem.outer_data)
+        with guards.again(draws), guards.pinned_rng(device, self._seed()):
+            return tree.cloned(algorithm.response(self.problem, self._state, tree.leaves(hparams)))
+
+    def share_warnings(self, other: Run) -> None:
+        """Give each kind of warning once in both runs together."""
+        self._told = other._told
+
+    def _seed(self) -> int:
+        """Return the seed of the next step's random numbers."""
+        return (self.seed * 1_000_003 + self.step_number) % 2**63
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the run needs to go on, as tensors, numbers and strings; the tensors are copies."""

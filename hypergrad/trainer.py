@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from hypergrad import saved
 from hypergrad.algorithm import Algorithm
+from hypergrad.averaging import Averaging
 from hypergrad.callbacks import Callback, Checkpoint, EarlyStopping, load_checkpoint
+from hypergrad.data import count_examples
+from hypergrad.errors import InputError, OverfittingWarning
 from hypergrad.outer import OuterMove
 from hypergrad.problem import Problem
 from hypergrad.run import Progress, Run
@@ -30,8 +34,9 @@ class Fitted:
     """What a :class:`Trainer` returns.
 
     Attributes:
-        hparams: the hyperparameters after the last step; with :class:`~hypergrad.EarlyStopping` the best ones.
-        params: θ after the last training; with early stopping that of the best hyperparameters.
+        hparams: the hyperparameters after the last step; with :class:`~hypergrad.EarlyStopping` the best ones, with
+            :class:`~hypergrad.Averaging` the average.
+        params: θ after the last training; with early stopping or averaging that of these hyperparameters.
         steps: outer steps made in all.
         stopped: why it ended: ``"steps"``, or a callback's reason.
         last: the last step's progress, ``None`` if there was none to make.
@@ -57,6 +62,12 @@ class Trainer:
         outer: what moves the hyperparameters.
         callbacks: called in order after every step, checkpoints last.
         seed: seed of the run's random numbers.
+        warn_overfitting: whether to give an :class:`~hypergrad.errors.OverfittingWarning` where hyperparameters
+            outnumber the examples of ``outer_data`` and no callback is an early stopping on something else than the
+            outer loss. Only samplers that know their number of examples are judged (attribute ``examples``).
+
+    Raises:
+        InputError: early stopping together with averaging, both of which choose what is returned.
 
     Example:
         >>> import torch, hypergrad as hg
@@ -83,11 +94,19 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         *,
         seed: int = 0,
+        warn_overfitting: bool = True,
     ) -> None:
         """Keep the settings."""
         self.problem, self.outer = problem, outer
         self.algorithm: Algorithm[Any] | Literal["auto"] = algorithm
-        self.callbacks, self.seed = list(callbacks), seed
+        self.callbacks, self.seed, self.warn_overfitting = list(callbacks), seed, warn_overfitting
+        kinds = {type(callback) for callback in self.callbacks}
+        if {EarlyStopping, Averaging} <= kinds:
+            raise InputError(
+                passed="Trainer with EarlyStopping and Averaging",
+                expected="one callback that chooses what is returned: the best hyperparameters or their average",
+                do="drop one; stop a run that averages with a callback of your own",
+            )
 
     def fit(
         self,
@@ -117,6 +136,8 @@ class Trainer:
             state = load_checkpoint(resume)
             run.load_state_dict(state)
             kept = state["callbacks"]
+        if self.warn_overfitting and not any(isinstance(c, EarlyStopping) and c.guards for c in self.callbacks):
+            _warn_overfitting(self.problem, run.hparams)
         with ExitStack() as ends:
             for name, callback in self._named().items():
                 callback.start(run, steps)
@@ -152,7 +173,22 @@ class Trainer:
             if isinstance(callback, EarlyStopping) and callback.best is not None:
                 _, _, hparams, params = callback.best
                 return Fitted(hparams, params, run.step_number, stopped, last)
+            if isinstance(callback, Averaging) and callback.hparams is not None:
+                return Fitted(callback.hparams, run.response(callback.hparams), run.step_number, stopped, last)
         return Fitted(run.hparams, run.params, run.step_number, stopped, last)
+
+
+def _warn_overfitting(problem: Problem, hparams: Tree) -> None:
+    examples = count_examples(problem.outer_data)
+    entries = sum(value.numel() for value in hparams.values())
+    if examples is not None and entries > examples:
+        text = (
+            f"{entries} hyperparameters are tuned on {examples} validation examples, so they can fit these examples "
+            "and nothing else. Keep a third part of the data aside (hypergrad.split) and stop by it: "
+            "callbacks=[hypergrad.EarlyStopping(held_out=batch)]; or penalise the hyperparameters in outer. "
+            "Trainer(warn_overfitting=False) silences this"
+        )
+        warnings.warn(OverfittingWarning(text), stacklevel=3)
 
 
 @contextmanager

@@ -371,6 +371,40 @@ ROUTED = [
 ]
 
 
+def growing(known: KnownProblem) -> hg.Scheduled:
+    algorithm = hg.Implicit(neumann(0, known), inner=fitted(known))
+    return hg.Scheduled(algorithm, terms=lambda k: 5 + k)
+
+
+def lengthening(known: KnownProblem) -> hg.Scheduled:
+    return hg.Scheduled(back_propagation(known, "graph"), steps=lambda k: known.steps + 10 * k)
+
+
+def tightening(known: KnownProblem) -> hg.Scheduled:
+    algorithm = hg.Implicit(hg.CG(rtol=0.5), inner=fitted(known))
+    return hg.Scheduled(algorithm, {"linear.rtol": lambda k: rtol(known)}, damping=lambda k: 0.0)
+
+
+SCHEDULED = [
+    Row(
+        name="scheduled-neumann",
+        build=growing,
+        expected=partial(inverse_series, terms=5),
+        exact=False,
+        applies=lambda known: solvable(neumann(0, known), known),
+        tolerance=1e-10,
+    ),
+    Row(name="scheduled-unrolled", build=lengthening, expected=truth, applies=descends),
+    Row(
+        name="scheduled-cg",
+        build=tightening,
+        expected=truth,
+        applies=lambda known: solvable(hg.CG(), known),
+        adaptive=True,
+    ),
+]
+
+
 AUTO = [
     Row(
         name="auto",
@@ -384,4 +418,14 @@ AUTO = [
 ]
 
 
-TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *ROUTED, *AUTO, *SINGLE_LOOP]
+TABLE: list[Row] = [
+    *IMPLICIT,
+    *INNER,
+    *UNROLLED,
+    *FORWARD,
+    *ZEROTH_ORDER,
+    *ROUTED,
+    *AUTO,
+    *SINGLE_LOOP,
+    *SCHEDULED,
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch.utils import _pytree
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hypergrad.errors import InputError
 
@@ -135,6 +136,25 @@ def reader(loader: DataLoader[Any], items: Iterable[Any], *, ahead: bool) -> Dat
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def bounded(parts: Iterable[Any], loader: DataLoader[Any], longest: int) -> list[Any]:
+    """Return the batches of a whole data set, which ends; a map-style one always does."""
+    if not isinstance(loader.dataset, IterableDataset):
+        return list(parts)
+    reading = iter(parts)
+    found = list(itertools.islice(reading, longest + 1))
+    if len(found) <= longest:
+        return found
+    close = getattr(reading, "close", None)
+    if close is not None:
+        close()  # puts the data set's own state back
+    raise InputError(
+        passed=f"full() of {type(loader.dataset).__name__}, which did not end after {longest} batches",
+        expected="a data set that ends: the method asks for all examples as one batch",
+        do="use a method that needs no full batch (SOBA, StocBiO), give it a data set that ends, or raise longest= of "
+        "LoaderSampler if this one does and fits into memory",
+    )
 
 
 def joined(parts: list[Any]) -> Any:

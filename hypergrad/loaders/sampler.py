@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from torch.utils.data import DataLoader
 
 from hypergrad.errors import InputError
-from hypergrad.loaders.reading import STATEFUL, WHOLE, joined, mix, seed_everything
+from hypergrad.loaders.reading import STATEFUL, WHOLE, bounded, joined, mix, seed_everything
 from hypergrad.loaders.replayed import Replayed
 from hypergrad.loaders.stateful import Stateful
 from hypergrad.settings import check_count, check_function
@@ -48,6 +48,8 @@ class LoaderSampler:
         device: where the batch's tensors are moved to; from pinned memory without waiting. By default they stay.
         transform: ``batch -> batch``, called after the move. Its random numbers on the CPU and on ``device`` (CUDA)
             depend on the position only.
+        longest: most batches of an iterable-style data set that :meth:`full` reads before it takes it for endless, at
+            least 1.
 
     Raises:
         InputError: a loader without batches, or one whose position cannot be kept: a plain loader of an iterable-style
@@ -74,6 +76,7 @@ class LoaderSampler:
         seed: int = 0,
         device: torch.device | str | None = None,
         transform: Callable[[Any], Any] | None = None,
+        longest: int = 100_000,
     ) -> None:
         """Check the loader and stand before its first batch."""
         if not isinstance(loader, DataLoader):
@@ -83,11 +86,20 @@ class LoaderSampler:
                 do="wrap the data set in a DataLoader, or use hypergrad.TensorSampler for tensors",
             )
         check_count("LoaderSampler", "seed", seed, least=0)
-        self.loader, self.device, self.transform = loader, _device(device), transform
+        check_count("LoaderSampler", "longest", longest)
+        self.loader, self.device, self.transform, self.longest = loader, _device(device), transform, longest
         check_function(self, "transform", "a function of a batch", "pass a function, or leave transform out")
         stateful = any(kind.__module__.startswith(STATEFUL) for kind in type(loader).__mro__)
         with self._random_numbers_put_back():
             self._source = Stateful(loader, seed) if stateful else Replayed(loader, seed)
+
+    @property
+    def examples(self) -> int | None:
+        """Number of examples in an epoch; ``None`` where the loader does not know it."""
+        try:
+            return len(self.loader.sampler)  # type: ignore[arg-type]
+        except TypeError:
+            return None
 
     def draw(self) -> Any:
         """Return the loader's next batch; the last one of an epoch may be smaller.
@@ -109,10 +121,10 @@ class LoaderSampler:
 
         Raises:
             InputError: batches that cannot be joined; draws that are weighted; an iterable-style data set that can
-                be iterated only once. (On one without end this does not return.)
+                be iterated only once, or has more than ``longest`` batches.
         """
         with self._random_numbers_put_back():
-            parts = self._read(lambda: list(self._source.parts()))
+            parts = self._read(lambda: bounded(self._source.parts(), self.loader, self.longest))
             return self._ready(joined(parts), mix(self._source.seed, WHOLE))
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from hypergrad.solvers.bilevel.plan import Plan as Plan
 from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
 from hypergrad.solvers.bilevel.routed import Routed as Routed
 from hypergrad.solvers.bilevel.saba import SABA as SABA
+from hypergrad.solvers.bilevel.scheduled import Scheduled as Scheduled
 from hypergrad.solvers.bilevel.soba import SOBA as SOBA
 from hypergrad.solvers.bilevel.spaba import SPABA as SPABA
 from hypergrad.solvers.bilevel.srba import SRBA as SRBA

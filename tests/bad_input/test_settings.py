@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypergrad as hg
 from hypergrad.errors import (
@@ -20,7 +21,7 @@ from tests.bad_input.common import NAN, NEWTON, PROBLEM, SGD, STEP, inner, refus
 
 SINGLE_LOOP: tuple[Any, ...] = (
     *(hg.SOBA, hg.SABA, hg.SRBA, hg.FSLA, hg.AmIGO, hg.StocBiO, hg.TTSA, hg.MRBO, hg.SUSTAIN, hg.VRBO),
-    *(hg.F2SA, hg.BOME, hg.PZOBO),
+    *(hg.F2SA, hg.BOME, hg.PZOBO, hg.SPABA, hg.BSA),
 )
 LOOPED = ("iterations", "adjoint_iterations")
 FIRST: dict[Any, dict[str, Any]] = {
@@ -39,6 +40,9 @@ FIRST: dict[Any, dict[str, Any]] = {
     hg.Stochastic: {"optimizer": torch.optim.SGD},
     hg.Checkpoint: {"directory": "nowhere"},
     hg.outer.Torch: {"optimizer": torch.optim.SGD},
+    hg.Accumulated: {"sampler": hg.Fixed(0)},
+    hg.Population: {"problem": PROBLEM, "algorithm": NEWTON, "outer": SGD},
+    hg.LoaderSampler: {"loader": DataLoader(TensorDataset(torch.zeros(2)))},
 }
 
 
@@ -64,10 +68,11 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.ForwardMode: ("steps", "guide", "max_exact"),
     hg.ZerothOrder: ("directions", "max_runs"),
     hg.ZoRD: ("candidates", "nearest", "memory", "max_size"),
-    **dict.fromkeys((hg.SOBA, hg.SABA, hg.FSLA, hg.StocBiO, hg.MRBO), LOOPED),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SPABA, hg.FSLA, hg.StocBiO, hg.MRBO), LOOPED),
     hg.SRBA: ("period", *LOOPED),
     hg.AmIGO: ("inner_steps", "linear_steps", *LOOPED),
     hg.StocBiO: ("inner_steps", *LOOPED),
+    hg.BSA: ("inner_steps", "terms", *LOOPED),
     hg.TTSA: ("terms", *LOOPED),
     hg.SUSTAIN: ("terms", *LOOPED),
     hg.VRBO: ("inner_steps", "period", *LOOPED),
@@ -84,6 +89,12 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("patience",),
     hg.Checkpoint: ("every",),
     hg.outer.LBFGSB: ("iterations", "memory"),
+    hg.Accumulated: ("batches",),
+    hg.LoaderSampler: ("longest",),
+    hg.Averaging: ("begin",),
+    hg.Population: ("rung", "eta"),
+    hg.Every: ("inner", "outer"),
+    hg.OnPlateau: ("patience", "longest", "outer"),
 }
 
 
@@ -97,7 +108,9 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Adam: ("lr", "eps"),
     hg.ZerothOrder: ("step_size",),
     hg.ZoRD: ("radius", "length_scale", "noise"),
-    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SRBA, hg.AmIGO, hg.StocBiO, hg.TTSA), ("step_size", "linear_step_size")),
+    **dict.fromkeys((hg.SOBA, hg.SABA, hg.SRBA, hg.AmIGO, hg.StocBiO), ("step_size", "linear_step_size")),
+    **dict.fromkeys((hg.BSA, hg.TTSA), ("step_size", "linear_step_size")),
+    hg.SPABA: ("step_size", "linear_step_size", "probability"),
     **dict.fromkeys((hg.FSLA, hg.MRBO, hg.SUSTAIN), ("step_size", "linear_step_size", "momentum")),
     hg.VRBO: ("step_size", "linear_step_size"),
     hg.F2SA: ("step_size", "penalty", "penalised_step_size"),
@@ -113,7 +126,8 @@ ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.LVHBA: ("step_size", "inner_step_size", "center_step_size", "gamma1", "gamma2", "bound", "penalty"),
     hg.Intersection: ("tolerance",),
     hg.ProgressBar: ("interval",),
-    hg.outer.Torch: ("clip",),
+    hg.outer.Torch: ("clip", "clip_value"),
+    hg.Averaging: ("decay",),
     hg.Simplex: ("total",),
     hg.Ball: ("radius",),
 }
@@ -140,6 +154,8 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.EarlyStopping: ("min_delta",),
     hg.Positive: ("floor",),
     hg.outer.LBFGSB: ("gtol", "ftol"),
+    hg.Every: ("warmup",),
+    hg.OnPlateau: ("min_delta", "warmup"),
 }
 
 
@@ -147,6 +163,7 @@ BELOW_ONE: dict[Any, tuple[str, ...]] = {
     hg.GradientDescent: ("momentum",),
     hg.Adam: ("beta1", "beta2"),
     hg.NormalizedMomentum: ("momentum",),
+    hg.OnPlateau: ("smoothing",),
 }
 
 
@@ -156,6 +173,7 @@ CHOICES: dict[Any, tuple[str, ...]] = {
     hg.ZerothOrder: ("mode",),
     hg.LVHBA: ("projection",),
     hg.HOAG: ("schedule", "linear_schedule"),
+    hg.Population: ("unit",),
 }
 
 
@@ -172,6 +190,7 @@ TESTED_APART = {
     ("MAID", "loosen"),
     *((name, setting) for name in ("BSVRBv1", "BSVRBv2") for setting in ("sampled", "gamma")),
     ("Halfspace", "offset"),
+    *(("OuterSchedule", name) for name in ("outer", "warmup")),  # abstract: refused through Every and OnPlateau
 }
 
 
@@ -303,6 +322,7 @@ def numeric_settings() -> set[tuple[str, str]]:
     """Every setting of a public class that is a number or a choice, by its annotation."""
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
     results |= {"Choice", "Forecast", "Plan"}
+    results |= {"Member", "Selected", "Split"}
     public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
     for cls in public - {hg.Run, hg.outer.Oracle}:

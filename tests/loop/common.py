@@ -191,6 +191,21 @@ RESUMED: dict[str, Callable[[], tuple[hg.Problem, Any, hg.outer.OuterMove]]] = {
             )
         ),
     ),
+    "warm-up-then-plateau": lambda: (
+        plain(),
+        LOOSE,
+        scheduled(
+            lambda optimizer: [
+                LR.LinearLR(optimizer, 0.1, total_iters=4),
+                LR.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5, factor=0.3),
+            ]
+        ),
+    ),
+    "accumulated": lambda: (
+        hg.Problem(inner, outer, outer_data=hg.Accumulated(hg.TensorSampler(XV, YV, batch_size=2), 3)),
+        LOOSE,
+        hg.outer.Torch(torch.optim.SGD, lr=0.1, clip_value=0.05),
+    ),
     "cyclic": lambda: (
         plain(),
         LOOSE,

@@ -42,7 +42,18 @@ def test_a_run_can_be_resumed_again_and_again(setup: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "setup", ["plateau", "multi-step-lr", "step-lr", "cosine", "one-cycle", "lambda-lr", "sequential", "cyclic"]
+    "setup",
+    [
+        "plateau",
+        "multi-step-lr",
+        "step-lr",
+        "cosine",
+        "one-cycle",
+        "lambda-lr",
+        "sequential",
+        "cyclic",
+        "warm-up-then-plateau",
+    ],
 )
 def test_the_schedulers_of_these_runs_do_change_the_step(setup: str) -> None:
     recorder = Recorder()
