@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, check_algorithm
+from hypergrad.algorithm import Algorithm
 from hypergrad.errors import InputError
 from hypergrad.linear import LinearSolver
 from hypergrad.problem import Objective, Problem
+from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.solvers.bilevel.implicit import Implicit
 from hypergrad.solvers.inner.training import Training
 from hypergrad.solvers.linear.cg import CG
@@ -76,7 +77,10 @@ def differentiable(
 
 @guards.uncompiled
 def solve(
-    problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor], algorithm: Algorithm[Any]
+    problem: Problem,
+    params: Mapping[str, Tensor],
+    hparams: Mapping[str, Tensor],
+    algorithm: Algorithm[Any] | Literal["auto"],
 ) -> Tree:
     """Return θ(λ) after the algorithm's own training, as tensors whose backward pass is that algorithm.
 
@@ -88,7 +92,7 @@ def solve(
         problem: the inner problem.
         params: where training starts.
         hparams: λ; tensors that require grad get gradients.
-        algorithm: how to train and to differentiate.
+        algorithm: how to train and to differentiate; ``"auto"`` to have it chosen.
 
     Returns:
         θ(λ) with the keys of ``params``.
@@ -110,7 +114,7 @@ def solve(
         >>> x.grad
         tensor([6.])
     """
-    check_algorithm(algorithm)
+    algorithm = resolve(algorithm, problem)
     algorithm = algorithm.at_step(0)
     if isinstance(algorithm, Implicit) and algorithm.inner is None:
         raise InputError(

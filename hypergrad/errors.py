@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 
@@ -77,7 +78,19 @@ class MissingDependencyError(HypergradError, ImportError):
 
 
 class OutOfMemoryError(HypergradError, torch.OutOfMemoryError):
-    """A hypergradient for which the device or the machine has not enough memory; nothing was changed."""
+    """A hypergradient for which the device or the machine has not enough memory; nothing was changed.
+
+    Args:
+        passed: what was running.
+        expected: what would have been right.
+        do: smaller plans, in words.
+        smaller: an algorithm that keeps less, or ``None``; kept as an attribute.
+    """
+
+    def __init__(self, passed: str, expected: str, do: str, smaller: Any = None) -> None:
+        """Keep the algorithm beside the three parts."""
+        super().__init__(passed, expected, do)
+        self.smaller = smaller
 
 
 class NumericalError(HypergradError, ArithmeticError):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from hypergrad import shortage, tree
-from hypergrad.algorithm import Algorithm, Hypergradient, check_algorithm
+from hypergrad import tree
+from hypergrad.algorithm import Algorithm, Hypergradient
+from hypergrad.memory import shortage_explained
 from hypergrad.problem import Problem
+from hypergrad.solvers.bilevel.auto import resolve
 
 
 def hypergradient(
     problem: Problem,
     params: Mapping[str, Tensor],
     hparams: Mapping[str, Tensor],
-    algorithm: Algorithm[Any],
+    algorithm: Algorithm[Any] | Literal["auto"],
     *,
     batch: Any = None,
     outer_batch: Any = None,
@@ -31,7 +33,7 @@ def hypergradient(
         params: θ: trained already for :class:`~hypergrad.Implicit` without an inner solver, otherwise where training
             starts. Floating-point tensors of one dtype on one device.
         hparams: λ, of the same dtype and device.
-        algorithm: how to find the hypergradient.
+        algorithm: how to find the hypergradient; ``"auto"`` for :class:`~hypergrad.Auto` at trained parameters.
         batch: what the inner objective gets as its batch, instead of the problem's sampler.
         outer_batch: the same for the outer objective.
 
@@ -41,7 +43,7 @@ def hypergradient(
     Raises:
         InputError: what is wrong with the inputs, and what to do.
         NumericalError: NaN or a diverged solve.
-        OutOfMemoryError: not enough memory.
+        OutOfMemoryError: not enough memory, with a smaller plan.
 
     Warns:
         HypergradWarning: every note of the report.
@@ -56,12 +58,12 @@ def hypergradient(
         >>> result.grads["x"], str(result.report.status)
         (tensor([-0.1250]), 'converged')
     """
-    check_algorithm(algorithm)
+    algorithm = resolve(algorithm)
     if batch is not None or outer_batch is not None:
         problem = problem.with_batches(batch, outer_batch)
     hparams = tree.check_tree("hparams", hparams)
     state = algorithm.init(problem, params, tree.detached(hparams))
-    with shortage.said_plainly("hypergrad.hypergradient", algorithm.lighter):
+    with shortage_explained("hypergrad.hypergradient", algorithm, problem):
         result, _ = algorithm.step(problem, state, tree.leaves(hparams))
     result.report.warn()
     return result

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
-from hypergrad import saved, shortage, tree
-from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm
+from hypergrad import saved, tree
+from hypergrad.algorithm import Algorithm, Cost, Report
 from hypergrad.errors import InputError, ReachWarning, UnreachedError, UnsupportedError
 from hypergrad.frame import Frame, Loss, check_apart, hyperparameters, refuse_wrapped, theta
+from hypergrad.memory import shortage_explained
 from hypergrad.objective import count_arguments
 from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
+from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.tree import Tree
 
 Signature = dict[str, dict[str, list[Any]]]
@@ -53,7 +55,7 @@ class Live:
         hparams: λ: a module, a mapping of names to tensors, or an iterable of tensors; leaf tensors that require grad.
         inner: the training loss, ``inner(batch)`` or ``inner()``, a scalar.
         outer: the validation loss, ``outer(batch)`` or ``outer()``, a scalar.
-        algorithm: how the hypergradient is found.
+        algorithm: how the hypergradient is found; ``"auto"`` to have it chosen at the first call.
         penalty: an elementwise part of the training loss given apart, ``penalty()`` (see :class:`~hypergrad.Problem`).
         probe: whether the first :meth:`backward` looks whether the losses repeat, and whether hyperparameters change
             them without a gradient. It costs two gradients of each loss, once (see :attr:`probe_cost`).
@@ -91,14 +93,14 @@ class Live:
         hparams: nn.Module | Mapping[str, Tensor] | Iterable[Tensor],
         inner: Loss,
         outer: Loss,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         *,
         penalty: Loss | None = None,
         probe: bool = True,
     ) -> None:
         """Check what is passed; nothing is computed yet."""
         refuse_wrapped(model)
-        check_algorithm(algorithm)
+        algorithm = resolve(algorithm)
         self.model, self.algorithm = model, algorithm
         self.hparams = hyperparameters(hparams)
         self._given = hparams if isinstance(hparams, nn.Module) else self.hparams
@@ -144,12 +146,13 @@ class Live:
             ObjectiveError: a loss that uses the model's parameters as variables bound outside of it.
             InputError: a tensor that was changed in place meanwhile, by another thread.
             NumericalError: NaN or a diverged solve; no ``.grad`` is touched then.
-            OutOfMemoryError: not enough memory; no ``.grad`` and no memory of the algorithm is touched then.
+            OutOfMemoryError: not enough memory, with a smaller plan; no ``.grad`` and no memory of the algorithm is
+                touched then.
         """
         self._check_batch("inner", "batch", batch)
         self._check_batch("outer", "outer_batch", outer_batch)
         problem = self._problem.with_batches(batch, outer_batch)
-        with shortage.said_plainly("Live.backward", self.algorithm.lighter):
+        with shortage_explained("Live.backward", self.algorithm, problem):
             self._follow(problem)
             state = dataclasses.replace(self._state, params=self._params())
             result, self._state = self.algorithm.step(problem, state, self.hparams)

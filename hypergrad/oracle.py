@@ -70,8 +70,9 @@ class Oracle:
         Raises:
             UnsupportedError: tolerances for an algorithm that has none.
         """
+        algorithm = self._at(tolerances)
         with guards.Pinned(self._draws, self.seed):
-            result, self.state = self._at(tolerances).step(self.problem, self.state, tree.leaves(hparams))
+            result, self.state = algorithm.step(self.problem, self.state, tree.leaves(hparams))
         self.cost += result.report.cost
         self.results = [*self.results[:1], result]
         return result

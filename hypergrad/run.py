@@ -6,17 +6,19 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 from torch import Tensor
 
-from hypergrad import guards, saved, shortage, tree
-from hypergrad.algorithm import Algorithm, Cost, Report, check_algorithm, check_finite
+from hypergrad import guards, saved, tree
+from hypergrad.algorithm import Algorithm, Cost, Report, check_finite
 from hypergrad.errors import InputError, WrappedModuleError
+from hypergrad.memory import shortage_explained
 from hypergrad.outer import Oracle, OuterMove
 from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count
+from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.tree import Tree
 
 
@@ -65,7 +67,7 @@ class Run:
 
     Args:
         problem: the two objectives and their samplers.
-        algorithm: how hypergradients are found.
+        algorithm: how hypergradients are found; ``"auto"`` to have it chosen at the first step.
         params: where training starts; copied.
         hparams: where the hyperparameters start; copied, and projected onto their domains.
         outer: what moves the hyperparameters.
@@ -88,7 +90,7 @@ class Run:
     def __init__(
         self,
         problem: Problem,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         params: Mapping[str, Tensor],
         hparams: Mapping[str, Tensor],
         outer: OuterMove,
@@ -103,7 +105,7 @@ class Run:
                 expected="an outer move",
                 do="pass hypergrad.outer.Torch(torch.optim.Adam, lr=1e-2) or hypergrad.outer.LBFGSB()",
             )
-        check_algorithm(algorithm)
+        algorithm = resolve(algorithm, problem)
         self.problem, self.algorithm, self.outer, self.seed = problem, algorithm, outer, seed
         start = tree.cloned(tree.check_tree("params", params))
         hparams = tree.check_tree("hparams", hparams)
@@ -122,14 +124,14 @@ class Run:
 
         Raises:
             NumericalError: NaN, a diverged solve, or a move to infinity; the run stays before the step.
-            OutOfMemoryError: not enough memory; the run stays before the step, too.
+            OutOfMemoryError: not enough memory, with a smaller plan; the run stays before the step, too.
         """
         start = time.perf_counter()
         notes = self._probed()
         algorithm = self.algorithm.at_step(self.step_number)
         oracle = Oracle(self.problem, algorithm, self._state, self._seed())
         try:
-            with shortage.said_plainly(f"step {self.step_number + 1} of a run", self.algorithm.lighter):
+            with shortage_explained(f"step {self.step_number + 1} of a run", algorithm, self.problem):
                 moved = self.outer.update(oracle, self.hparams, self._outer_state)
             check_finite("hparams", moved, when=f"after the outer move of step {self.step_number + 1}")
         except BaseException:
@@ -237,7 +239,7 @@ class Run:
 
 def iterate(
     problem: Problem,
-    algorithm: Algorithm[Any],
+    algorithm: Algorithm[Any] | Literal["auto"],
     params: Mapping[str, Tensor],
     hparams: Mapping[str, Tensor],
     *,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def is_shortage(error: BaseException) -> bool:
 
 
 @contextmanager
-def said_plainly(what: str, do: str) -> Iterator[None]:
+def said_plainly(what: str, plan: Callable[[], tuple[str, Any]]) -> Iterator[None]:
     """Turn what allocators raise into :class:`~hypergrad.errors.OutOfMemoryError`, and free what the block held.
 
     The local variables of the functions that were interrupted are cleared, so that a smaller attempt finds the memory
@@ -30,7 +31,7 @@ def said_plainly(what: str, do: str) -> Iterator[None]:
 
     Args:
         what: what was being done.
-        do: a smaller plan.
+        plan: returns what to do in words, and an algorithm that keeps less, or ``None``.
     """
     try:
         yield
@@ -46,11 +47,13 @@ def said_plainly(what: str, do: str) -> Iterator[None]:
             first: BaseException = error.__cause__ or error
         else:
             what, first = f"{what}, which ran out of memory ({_first_line(error)})", error
+        do, smaller = plan()
         plain = OutOfMemoryError(
             passed=what,
             expected="memory for one graph of the inner gradient, its passes and the algorithm's vectors; nothing was "
             "changed",
             do=do,
+            smaller=smaller,
         )
         raise plain from first
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Trainer:
 
     Args:
         problem: the two objectives and their samplers.
-        algorithm: how hypergradients are found.
+        algorithm: how hypergradients are found; ``"auto"`` to have it chosen at the first step.
         outer: what moves the hyperparameters.
         callbacks: called in order after every step, checkpoints last.
         seed: seed of the run's random numbers.
@@ -90,7 +90,7 @@ class Trainer:
     def __init__(
         self,
         problem: Problem,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any] | Literal["auto"],
         outer: OuterMove,
         callbacks: Sequence[Callback] = (),
         *,
@@ -99,7 +99,8 @@ class Trainer:
         probe: bool = True,
     ) -> None:
         """Keep the settings."""
-        self.problem, self.algorithm, self.outer = problem, algorithm, outer
+        self.problem, self.outer = problem, outer
+        self.algorithm: Algorithm[Any] | Literal["auto"] = algorithm
         self.callbacks, self.seed, self.probe = list(callbacks), seed, probe
         self.warn_overfitting = warn_overfitting
         kinds = {type(callback) for callback in self.callbacks}

@@ -348,6 +348,38 @@ ZEROTH_ORDER = [
 ]
 
 
+def plain_descent(known: KnownProblem) -> bool:
+    return minimises(known) and descends(known)
+
+
+def first_unrolled(known: KnownProblem) -> hg.Routed:
+    """The first hyperparameter by back-propagation, the others implicitly where that training ends."""
+    first, *others = known.hparams
+    back = hg.Unrolled(known.steps, gradient_descent(known))
+    routes: dict[Any, Algorithm[Any]] = {name: hg.Implicit(hg.CG(rtol=rtol(known))) for name in others}
+    return hg.Routed({first: back, **routes})
+
+
+def outer_direct(known: KnownProblem) -> hg.Routed:
+    """What only the outer objective reads directly, the others implicitly, each after its own solve."""
+    direct = ("z",) if known.name == "outer_only" else ()
+    exact = hg.Implicit(hg.CG(rtol=rtol(known)), inner=fitted(known))
+    routes: dict[Any, Algorithm[Any]] = {name: exact for name in known.hparams if name not in direct}
+    return hg.Routed(routes | {name: hg.Direct() for name in direct})
+
+
+ROUTED = [
+    Row(name="routed-unrolled-implicit", build=first_unrolled, expected=truth, applies=plain_descent, adaptive=True),
+    Row(
+        name="routed-implicit-direct",
+        build=outer_direct,
+        expected=truth,
+        applies=lambda known: solvable(hg.CG(), known),
+        adaptive=True,
+    ),
+]
+
+
 def growing(known: KnownProblem) -> hg.Scheduled:
     algorithm = hg.Implicit(neumann(0, known), inner=fitted(known))
     return hg.Scheduled(algorithm, terms=lambda k: 5 + k)
@@ -382,4 +414,27 @@ SCHEDULED = [
 ]
 
 
-TABLE: list[Row] = [*IMPLICIT, *INNER, *UNROLLED, *FORWARD, *ZEROTH_ORDER, *SINGLE_LOOP, *SCHEDULED]
+AUTO = [
+    Row(
+        name="auto",
+        build=lambda known: hg.Auto(inner=fitted(known), accuracy=rtol(known)),
+        expected=truth,
+        applies=lambda known: known.stationary,
+        exact=True,
+        tolerance=1e-8,
+        adaptive=True,
+    ),
+]
+
+
+TABLE: list[Row] = [
+    *IMPLICIT,
+    *INNER,
+    *UNROLLED,
+    *FORWARD,
+    *ZEROTH_ORDER,
+    *ROUTED,
+    *AUTO,
+    *SINGLE_LOOP,
+    *SCHEDULED,
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def merged(problem: hg.Problem) -> hg.Problem:
 def parts(algorithm: object) -> Iterator[object]:
     """The algorithm and everything it is made of."""
     yield algorithm
-    for value in vars(algorithm).values():
+    held = [value.values() if isinstance(value, Mapping) else [value] for value in vars(algorithm).values()]
+    for value in itertools.chain.from_iterable(held):
         if isinstance(value, Algorithm | LinearSolver | Preconditioner | hg.InnerSolver):
             yield from parts(value)
 

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("algorithm", "held_out", "linear"),
     ("inner", "probe"),
+    ("kinds", "memory"),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),
     ("saved",),
@@ -75,6 +76,7 @@ TOP_LEVEL = {
 OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
+    "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
     "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},

@@ -1,6 +1,7 @@
 """Bilevel algorithms: hypergradient oracles."""
 
 from hypergrad.solvers.bilevel.amigo import AmIGO as AmIGO
+from hypergrad.solvers.bilevel.auto import Auto as Auto
 from hypergrad.solvers.bilevel.blocks import Block as Block
 from hypergrad.solvers.bilevel.bo_rep import BOREP as BOREP
 from hypergrad.solvers.bilevel.bo_rep import EpochSGD as EpochSGD
@@ -9,6 +10,8 @@ from hypergrad.solvers.bilevel.bome import BOME as BOME
 from hypergrad.solvers.bilevel.bsa import BSA as BSA
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv1 as BSVRBv1
 from hypergrad.solvers.bilevel.bsvrb import BSVRBv2 as BSVRBv2
+from hypergrad.solvers.bilevel.choosing import choose as choose
+from hypergrad.solvers.bilevel.direct import Direct as Direct
 from hypergrad.solvers.bilevel.f2sa import F2SA as F2SA
 from hypergrad.solvers.bilevel.forward import ForwardMode as ForwardMode
 from hypergrad.solvers.bilevel.fsla import FSLA as FSLA
@@ -17,7 +20,11 @@ from hypergrad.solvers.bilevel.implicit import Implicit as Implicit
 from hypergrad.solvers.bilevel.lv_hba import LVHBA as LVHBA
 from hypergrad.solvers.bilevel.maid import MAID as MAID
 from hypergrad.solvers.bilevel.mrbo import MRBO as MRBO
+from hypergrad.solvers.bilevel.plan import Choice as Choice
+from hypergrad.solvers.bilevel.plan import Forecast as Forecast
+from hypergrad.solvers.bilevel.plan import Plan as Plan
 from hypergrad.solvers.bilevel.pzobo import PZOBO as PZOBO
+from hypergrad.solvers.bilevel.routed import Routed as Routed
 from hypergrad.solvers.bilevel.saba import SABA as SABA
 from hypergrad.solvers.bilevel.scheduled import Scheduled as Scheduled
 from hypergrad.solvers.bilevel.soba import SOBA as SOBA

@@ -196,7 +196,8 @@ class Implicit(Algorithm[ImplicitState]):
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
         check_finite("the mixed product for hparams", grads, when="where training ended")
-        cost += Cost(inner_gradients=point.linearised, products=solution.products + 1, outer_gradients=1)
+        mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
+        cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
         report = self._report(scales, solution, kinks, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)

@@ -81,10 +81,7 @@ class Unrolled(Algorithm[TrajectoryState]):
     keep: Keep = "graph"
     warm_start: bool = False
     order = 2
-    lighter = (
-        'pass keep="sqrt" or keep="log", or truncate=, which keep less of the training; use smaller batches; or use '
-        "hypergrad.ForwardMode, whose memory does not grow with the number of steps"
-    )
+    lighter = "use smaller batches; or use hypergrad.ForwardMode, whose memory does not grow with the number of steps"
     cost = "T inner gradients + K products + 1 outer gradient (+ K and the recomputed inner gradients)"
     needs = "an update rule that can be differentiated"
 

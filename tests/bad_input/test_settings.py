@@ -48,6 +48,7 @@ FIRST: dict[Any, dict[str, Any]] = {
 
 
 COUNTS: dict[Any, tuple[str, ...]] = {
+    hg.Auto: ("most",),
     hg.CG: ("max_steps", "check_every"),
     hg.MINRES: ("max_steps", "check_every"),
     hg.GMRES: ("max_steps", "restart", "check_every"),
@@ -100,6 +101,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
 
 
 ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
+    hg.Auto: ("accuracy", "memory"),
     hg.Identity: ("scale",),
     hg.Neumann: ("step",),
     hg.Newton: ("tolerance",),
@@ -338,6 +340,7 @@ def test_negative_damping_of_a_differentiable_function_is_refused() -> None:
 def numeric_settings() -> set[tuple[str, str]]:
     """Every setting of a public class that is a number or a choice, by its annotation."""
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
+    results |= {"Choice", "Forecast", "Plan"}
     results |= {"Member", "Selected", "Split"}
     public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
@@ -346,7 +349,9 @@ def numeric_settings() -> set[tuple[str, str]]:
             continue
         for name, parameter in inspect.signature(cls).parameters.items():
             text = str(parameter.annotation)
-            if name != "seed" and re.search(r"\b(int|float|Setting|Schedule|Literal|Keep|Mode|Distribution)\b", text):
+            if name not in ("seed", "algorithm") and re.search(
+                r"\b(int|float|Setting|Schedule|Literal|Keep|Mode|Distribution)\b", text
+            ):
                 found.add((cls.__name__, name))
     return {(cls, name) for cls, name in found if (cls, name) != ("EarlyStopping", "monitor")}
 
