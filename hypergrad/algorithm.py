@@ -22,6 +22,7 @@ from hypergrad.errors import (
     CurvatureWarning,
     HypergradWarning,
     InputError,
+    LeftoverWarning,
     NonFiniteError,
     OuterMoveWarning,
     ReachWarning,
@@ -45,6 +46,7 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "outer_move": OuterMoveWarning,
     "repeatability": RepeatabilityWarning,
     "custom": CurvatureWarning,
+    "leftover": LeftoverWarning,
     "restart": RestartWarning,
 }
 

@@ -129,6 +129,10 @@ class RepeatabilityWarning(HypergradWarning):
     """A loss that gives something else for the same tensors, batch and random numbers."""
 
 
+class LeftoverWarning(HypergradWarning):
+    """Hyperparameters whose ``.grad`` held something before the first hypergradient was added to it."""
+
+
 class RestartWarning(HypergradWarning):
     """An algorithm that lost its memory, since the parameters it belongs to are no longer the same ones."""
 

@@ -57,8 +57,9 @@ class Live:
         outer: the validation loss, ``outer(batch)`` or ``outer()``, a scalar.
         algorithm: how the hypergradient is found; ``"auto"`` to have it chosen at the first call.
         penalty: an elementwise part of the training loss given apart, ``penalty()`` (see :class:`~hypergrad.Problem`).
-        probe: whether the first :meth:`backward` looks whether the losses repeat, and whether hyperparameters change
-            them without a gradient. It costs two gradients of each loss, once (see :attr:`probe_cost`).
+        probe: whether the first :meth:`backward` looks whether the losses repeat, whether hyperparameters change them
+            without a gradient, and whether the ``.grad`` to be filled is empty. It costs two gradients of each loss,
+            once (see :attr:`probe_cost`).
 
     Attributes:
         model: as passed.
@@ -248,7 +249,7 @@ class Live:
         if self._probe_wanted:
             order = self.algorithm.order
             found = look(problem, params, hparams, functions=self._written, live=True, curvature=order > 1)
-            notes, self.probe_cost = found.notes, found.cost
+            notes, self.probe_cost = found.notes | _leftover(hparams), found.cost
         if self._state is not None:
             notes["restart"] = (
                 f"{_changed(self._signature, signature)} since the last hypergradient: {type(self.algorithm).__name__} "
@@ -281,6 +282,17 @@ def _signature(params: Tree, hparams: Tree) -> Signature:
         what: {key: [list(value.shape), str(value.dtype), str(value.device)] for key, value in tensors.items()}
         for what, tensors in named.items()
     }
+
+
+def _leftover(hparams: Tree) -> dict[str, str]:
+    """Say which hyperparameters have a ``.grad`` before the first hypergradient."""
+    names = [key for key, value in hparams.items() if value.grad is not None and bool(tree.norm({"": value.grad}))]
+    text = (
+        f"hparams {names} have a .grad already, to which this hypergradient is added: the backward() of a training "
+        "loss fills it with ∂g/∂λ, which is no part of the hypergradient. Call zero_grad() of the outer optimizer right "
+        "before backward(); where the sum is meant, pass probe=False"
+    )
+    return {"leftover": text} if names else {}
 
 
 def _without_devices(signature: Mapping[str, Mapping[str, list[Any]]]) -> Signature:

@@ -12,8 +12,11 @@ from hypergrad.domains import Box, Domain, Positive, UnitInterval
 from hypergrad.errors import InputError, TreeError, UnsupportedError, did_you_mean
 from hypergrad.hyperparameters.declaration import Hyperparameter, Value
 from hypergrad.hyperparameters.links import Each
+from hypergrad.inner import InnerSolver
+from hypergrad.kinds import kinds
+from hypergrad.problem import Problem
 from hypergrad.solvers import best_response
-from hypergrad.tree import NamedTree, Tree, check_names
+from hypergrad.tree import NamedTree, Tree, check_names, detached
 
 Declared = Hyperparameter | float | Tensor
 
@@ -178,6 +181,27 @@ class Hyperparameters(nn.Module):
         if kinds is not None:
             check_names("kinds", kinds, self.settings)
         self._kinds = None if kinds is None else dict(kinds)
+
+    def find_kinds(
+        self, problem: Problem, params: Mapping[str, Tensor], *, inner: InnerSolver | None = None
+    ) -> dict[str, str]:
+        """Find out where each hyperparameter enters, and keep that as :attr:`kinds`; see :func:`hypergrad.kinds`.
+
+        Args:
+            problem: a problem whose λ is :meth:`tree`.
+            params: θ, or where training starts.
+            inner: how training goes, to look for settings that are :class:`~hypergrad.Tuned`.
+
+        Returns:
+            ``"inner"``, ``"optimizer"``, ``"initial"``, ``"outer"`` or, for whole numbers and choices, ``"discrete"``.
+
+        Raises:
+            CutError: a hyperparameter whose gradient is cut.
+            UnreachedError: one that nothing reads.
+        """
+        found = kinds(problem, params, detached(self.tree()), inner=inner)
+        self.kinds = {name: str(found[name].kind) if name in found else "discrete" for name in self.settings}
+        return dict(self.kinds)
 
     def best_response(self, *, scale: float = 0.5, shared: Iterable[str] = ()) -> best_response.Hyperparameters:
         """Return the same hyperparameters at their present values for :mod:`hypergrad.best_response`.

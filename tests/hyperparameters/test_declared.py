@@ -236,6 +236,25 @@ def test_kinds() -> None:
     assert hparams.kinds is None
 
 
+def test_kinds_are_found() -> None:
+    hparams = hg.Hyperparameters(
+        decay=hg.Hyperparameter(0.1, hg.Positive()),
+        target=0.0,
+        rate=hg.Hyperparameter(0.1, hg.Positive()),
+        layers=hg.Hyperparameter(2, hg.best_response.Integer(1, 4)),
+    )
+    problem = hg.Problem(
+        lambda params, raw: (params["w"] - 1).square().sum() + hparams.read(raw)["decay"] * params["w"].square().sum(),
+        lambda params, raw: (params["w"] - raw["target"]).square().sum(),
+    )
+    rule = hg.GradientDescent(lr=hg.Tuned(lambda raw: hparams.read(raw)["rate"]), steps=3)
+    found = hparams.find_kinds(problem, {"w": torch.zeros(2)}, inner=rule)
+    assert found == {"decay": "inner", "target": "outer", "rate": "optimizer", "layers": "discrete"} == hparams.kinds
+    with pytest.raises(hg.errors.UnreachedError, match="rate"):
+        hparams.find_kinds(problem, {"w": torch.zeros(2)})
+    assert hparams.kinds == found
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "negative": (lambda: hg.Hyperparameter(-1.0, hg.Positive()), "above 0"),
     "at the floor": (lambda: hg.Hyperparameter(0.5, hg.Positive(0.5)), "above 0.5"),
