@@ -289,8 +289,8 @@ def _leftover(hparams: Tree) -> dict[str, str]:
     names = [key for key, value in hparams.items() if value.grad is not None and bool(tree.norm({"": value.grad}))]
     text = (
         f"hparams {names} have a .grad already, to which this hypergradient is added: the backward() of a training "
-        "loss fills it with ∂g/∂λ, which is no part of the hypergradient. Call zero_grad() of the outer optimizer right "
-        "before backward(); where the sum is meant, pass probe=False"
+        "loss fills it with ∂g/∂λ, which is no part of the hypergradient. Call zero_grad() of the outer optimizer "
+        "right before backward(); where the sum is meant, pass probe=False"
     )
     return {"leftover": text} if names else {}
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import hypergrad as hg
-from hypergrad.errors import InputError, NonFiniteError, TreeError
+from hypergrad.errors import InputError, LeftoverWarning, NonFiniteError, TreeError
 from tests.hyperparameters.common import FIT, differences
 
 F64 = torch.float64
