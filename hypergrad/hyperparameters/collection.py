@@ -200,8 +200,9 @@ class Hyperparameters(nn.Module):
             UnreachedError: one that nothing reads.
         """
         found = kinds(problem, params, detached(self.tree()), inner=inner)
-        self.kinds = {name: str(found[name].kind) if name in found else "discrete" for name in self.settings}
-        return dict(self.kinds)
+        names = {name: str(found[name].kind) if name in found else "discrete" for name in self.settings}
+        self.kinds = names
+        return names
 
     def best_response(self, *, scale: float = 0.5, shared: Iterable[str] = ()) -> best_response.Hyperparameters:
         """Return the same hyperparameters at their present values for :mod:`hypergrad.best_response`.
