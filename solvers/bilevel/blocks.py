@@ -13,7 +13,7 @@ from torch import Tensor
 from hypergrad import guards
 from hypergrad.data import Sampler
 from hypergrad.domains import Domain
-from hypergrad.errors import InputError, TreeError, UnsupportedError
+from hypergrad.errors import InputError, ObjectiveError, TreeError, UnsupportedError
 from hypergrad.objective import UserFunction, count_arguments
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree, device_of
@@ -127,7 +127,10 @@ class Stack:
             try:
                 together: Any = torch.func.vmap(function, randomness="different")
                 values: Tensor = together(*stacked)
-            except RuntimeError:  # what vmap cannot do it says in no class of its own; the loop raises what is not its
+            except (
+                RuntimeError,
+                ObjectiveError,
+            ):  # vmap has no class of its own for its refusals; the loop raises the rest
                 draws.restore()
             else:
                 return values
