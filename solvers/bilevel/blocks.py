@@ -130,7 +130,7 @@ class Stack:
             except (
                 RuntimeError,
                 ObjectiveError,
-            ):  # vmap has no class of its own for its refusals; the loop raises the rest
+            ):  # vmap has no error of its own
                 draws.restore()
             else:
                 return values
