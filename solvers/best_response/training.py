@@ -16,6 +16,7 @@ from hypergrad.algorithm import check_finite
 from hypergrad.data import Sampler
 from hypergrad.errors import InputError, UnreachedError
 from hypergrad.settings import check_count, check_number
+from hypergrad.solvers.best_response.besides import Besides, LiveFace
 from hypergrad.solvers.best_response.checks import check_optimizer, check_sampler, closure_of
 from hypergrad.solvers.best_response.convert import BestResponse
 from hypergrad.solvers.best_response.passes import apply, evaluating, gradients, guarded_buffers, seed_all, tensors_of
@@ -84,6 +85,10 @@ class SelfTuning:
         train_period: training steps in a row, at least 1; the papers take 2 (STN) and 5 (Delta-STN).
         valid_period: validation steps in a row, at least 1.
         warmup: training steps before the first validation step, at least 0; the papers take 5 epochs.
+        besides: :class:`hypergrad.Live` of the converted model, for hyperparameters of another kind, such as weights of
+            examples: each validation step asks it for their hypergradient, on the next training batch and on its own,
+            at λ without a perturbation. Give their tensors to ``hyperparameters`` as well, so that one outer step moves
+            all of them.
         examples: ``examples(batch)``, the number of examples in a batch or ``None`` for one perturbation for all; by
             default the length of its first tensor.
         seed: seed of the perturbations and of all random numbers inside a step, which are new at every step. The
@@ -91,7 +96,8 @@ class SelfTuning:
 
     Cost: a training step is one gradient of the training loss; for a centred model one more, and two reverse passes
     through the model that stay differentiable. A validation step is one gradient of the validation loss. A converted
-    layer takes two passes of the plain one. No product with a Hessian, no unrolling.
+    layer takes two passes of the plain one. No product with a Hessian, no unrolling. ``besides`` adds what its
+    algorithm costs to a validation step.
 
     Raises:
         InputError: a model that was not converted, a loss, sampler or optimizer that does not fit, or a number out of
@@ -143,6 +149,7 @@ class SelfTuning:
         train_period: int = 2,
         valid_period: int = 1,
         warmup: int = 0,
+        besides: LiveFace | None = None,
         examples: Callable[[Any], int | None] = count_examples,
         seed: int = 0,
     ) -> None:
@@ -167,6 +174,7 @@ class SelfTuning:
         if not callable(examples):
             raise InputError(f"SelfTuning(examples={examples!r})", "examples(batch) -> int", "leave it out")
         self._count = examples
+        self._besides = None if besides is None else Besides(besides, model)
         self.weights, self.hyperparameters, self.scales = weights, hyperparameters, scales
         self.entropy_weight, self.seed, self.warmup = entropy_weight, seed, warmup
         self.train_period, self.valid_period = train_period, valid_period
@@ -190,14 +198,15 @@ class SelfTuning:
         """
         phase = self.phase
         data = self._data[phase]
-        position, device = data.state_dict(), self.hparams.location.device
+        positions, device = {name: part.state_dict() for name, part in self._data.items()}, self.hparams.location.device
         with guards.pinned_rng(device, autocast=True), torch.enable_grad():
             seed_all((self.seed * 1_000_003 + self.step_number) % 2**63, device)
             try:
                 batch = data.draw()
                 loss = self._train(batch) if phase == "train" else self._validate(batch)
             except BaseException:
-                data.load_state_dict(position)
+                for name, part in self._data.items():
+                    part.load_state_dict(positions[name])
                 raise
         self.step_number += 1
         return TuningStep(self.step_number, phase, loss)
@@ -249,6 +258,7 @@ class SelfTuning:
             "scales": self.scales,
             "train_data": self._data["train"],
             "valid_data": self._data["valid"],
+            "besides": self._besides,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -290,6 +300,8 @@ class SelfTuning:
                     do="call what best_response.convert returned in valid_loss, not the model before, with gradients",
                 )
             self._check_grads("valid", loss, grads)
+        if self._besides is not None:
+            grads |= self._besides.gradients(self._data["train"].draw(), batch)
         apply([self.hyperparameters, *([self.scales] if self.scales is not None else [])], grads)
         return loss.detach()
 
@@ -308,9 +320,16 @@ class SelfTuning:
         check_finite(f"the gradient of the {phase} loss with respect to", found, when=when)
 
     def _check_optimizers(self) -> None:
-        wanted = {
+        others = [] if self._besides is None else self._besides.tensors
+        wanted: dict[str, tuple[Any, list[Tensor], str]] = {
             "weights": (self.weights, list(self.model.parameters()), "parameters of the converted model"),
-            "hyperparameters": (self.hyperparameters, [self.hparams.location], "hparams.location, and nothing else"),
+            "hyperparameters": (
+                self.hyperparameters,
+                [self.hparams.location, *others],
+                "hparams.location, and nothing else"
+                if self._besides is None
+                else "hparams.location and besides.hparams",
+            ),
             "scales": (self.scales, [self.hparams.raw_scale], "hparams.raw_scale, and nothing else"),
         }
         for name, (optimizer, tensors, expected) in wanted.items():

@@ -117,7 +117,7 @@ def _refuse_discrete(entries: dict[str, Entry]) -> None:
             passed=f"hparams {discrete}, which are whole numbers or categories",
             expected="hyperparameters with a derivative",
             do="tune them with hypergrad.best_response (Integer, Choice), which learns the response to their "
-            "perturbations, or search over them outside and keep them out of hparams",
+            "perturbations (the others go on beside them: SelfTuning(besides=Live(...))), or search over them outside",
         )
 
 
