@@ -36,6 +36,6 @@ def test_gradients_of_hyperparameters_are_zeroed_right_before_each_hypergradient
     """A training loss's ``backward()`` fills them as well; after the outer step is too early."""
     lines = path.read_text(encoding="utf-8").splitlines()
     calls = [number for number, line in enumerate(lines) if "hyper.backward(" in line]
-    assert calls
     trained = [number for number in calls if re.search(r"loss.*\.backward\(\)", "\n".join(lines[number - 8 : number]))]
+    assert trained
     assert all(re.search(r"optimizer\.zero_grad\(\)|\.grad = None", lines[number - 1]) for number in trained)
