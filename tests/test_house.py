@@ -49,7 +49,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("averaging",),
     ("trainer",),
     ("",),  # hypergrad/__init__.py: the public names
-    ("testing", "demo"),
+    ("testing", "demo", "cleaning"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
