@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 2 after arguments that cannot be parsed, with 0 after ``--help`` and ``--version``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no λ shows something else
     if not given or given[0].startswith("-"):
         _without_command(given)
     name, rest = given[0], given[1:]
