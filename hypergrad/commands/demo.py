@@ -70,7 +70,7 @@ class Demo:
                 out=self.out,
                 root=self.root,
                 steps=self.steps,
-                progress=not self.quiet,
+                progress=False if self.quiet else "json" if self.json else True,
                 stream=nowhere if self.json else None,
                 callbacks=[Remember()],
                 resume=resume,

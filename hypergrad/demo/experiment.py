@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def run(
     out: Path,
     root: Path | None = None,
     steps: int | None = None,
-    progress: bool = True,
+    progress: bool | Literal["json"] = True,
     stream: TextIO | None = None,
     callbacks: Sequence[hg.Callback] = (),
     resume: bool = False,
@@ -78,7 +78,7 @@ def run(
         out: folder for the files, made where it does not exist.
         root: folder with the files of Fashion-MNIST.
         steps: outer steps, at least 1; 40 by default.
-        progress: whether to show progress on standard error.
+        progress: whether to show progress on standard error; ``"json"`` as JSON lines.
         stream: where the table goes, standard output by default.
         callbacks: of the trainer, besides history, checkpoint and progress bar.
         resume: go on with the run whose checkpoint is in ``out``, given the same settings; without one, start.
@@ -99,13 +99,14 @@ def run(
     parts = split(*load(data, root), seed)
     _clear(out, keep=("history.jsonl", "checkpoint.pt") if resume and (out / "checkpoint.pt").exists() else ())
     files: list[hg.Callback] = [hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    shown = [hg.ProgressBar(style="json") if progress == "json" else hg.ProgressBar()] if progress else []
     weights = tune(
         model,
         parts.train,
         parts.validation,
         seed=seed,
         steps=steps,
-        callbacks=[*files, *callbacks, *([hg.ProgressBar()] if progress else [])],
+        callbacks=[*files, *callbacks, *shown],
         resume=out if (out / "checkpoint.pt").exists() else None,
     )
     result = {
