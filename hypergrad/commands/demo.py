@@ -58,7 +58,7 @@ class Demo:
         class Remember(hg.Callback):
             """Saves the command once its inputs are known to be right, and the folder is ready."""
 
-            def start(self, _run: hg.Run, steps: int) -> None:
+            def start(self, run: hg.Run, steps: int) -> None:
                 save_command(command, command.out)
 
         command = self
