@@ -72,7 +72,8 @@ class WandB(Identified):
     ) -> None:
         """Keep the settings."""
         super().__init__(every)
-        self.folder, self.project, self.name, self.mode = Path(folder), project, name, mode
+        self.folder, self.project, self.name = Path(folder), project, name
+        self.mode: Literal["offline", "online"] = mode
         check_choice(self, "mode", ("offline", "online"))
         self.settings = dict(settings or {})
         self._run: Any = None

@@ -158,7 +158,7 @@ def test_an_interrupted_demo_ends_as_if_it_had_not_been_interrupted(
         patch.setattr(hg, "ProgressBar", stop_at(step, how))
         assert main(["demo", *flags, "--out", str(tmp_path / "cut")]) == status
     assert not (tmp_path / "cut" / "result.json").exists()
-    capsys.readouterr()
+    assert capsys.readouterr().err.endswith(f"go on with: hypergrad resume {tmp_path / 'cut'}\n")
     monkeypatch.chdir(tmp_path)
     assert main(["resume", "cut", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
