@@ -61,7 +61,7 @@ def run(name: str, command: Callable[[], int], *, traceback_wanted: bool = False
     """
     try:
         found = command()
-        sys.stdout.flush() # what cannot be written shall be known here
+        sys.stdout.flush()  # what cannot be written shall be known here
         return found
     except SystemExit as error:  # of the user's own code, and no verdict of ours
         print(f"{PROGRAM} {name}: the code that was called exited with {error.code!r}", file=sys.stderr)

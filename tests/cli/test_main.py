@@ -116,7 +116,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": ""},  # as on a terminal of one's own: what is written waits
     )
     assert process.stdout is not None
     assert process.stderr is not None
