@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -181,13 +180,3 @@ def everything(commands: dict[str, type]) -> argparse.ArgumentParser:
             field = next(one for one in fields_of(command) if one.name == action.dest)
             action.choices = field.choices or None
     return parser
-
-
-def is_field(command: Any, name: str) -> bool:
-    """Return whether a command has a field.
-
-    Args:
-        command: the dataclass.
-        name: the field's name.
-    """
-    return name in {one.name for one in dataclasses.fields(command)}
