@@ -1,5 +1,7 @@
 """Studies of Optuna with hypergradients inside their trials; importing it needs no Optuna, using it does."""
 
+from hypergrad.bridges.optuna.engine import Engine as Engine
+from hypergrad.bridges.optuna.engine import suggest_engine as suggest_engine
 from hypergrad.bridges.optuna.hybrid import HybridObjective as HybridObjective
 from hypergrad.bridges.optuna.installed import need_optuna as need_optuna
 from hypergrad.bridges.optuna.stored import Stored as Stored
