@@ -28,14 +28,25 @@ class GoneError(LookupError):
     """An artifact that is not there, or not whole."""
 
 
+def check_store(store: Store | None) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for what is neither an artifact store nor a path."""
+    methods = ("open_reader", "write", "remove")
+    if store is None or isinstance(store, str | os.PathLike) or all(hasattr(store, method) for method in methods):
+        return
+    raise InputError(
+        passed=f"store={store!r}",
+        expected="an artifact store of Optuna, or a folder's path",
+        do='pass store="artifacts", or optuna.artifacts.FileSystemArtifactStore("artifacts")',
+    )
+
+
 def open_store(store: Store | None) -> Any:
     """Return an artifact store; a path becomes one in that folder, which is made.
 
     Raises:
         InputError: neither a store nor a path.
     """
-    if store is None:
-        return None
+    check_store(store)
     if isinstance(store, str | os.PathLike):
         folder = Path(store)
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,13 +54,7 @@ def open_store(store: Store | None) -> Any:
         from optuna.artifacts import FileSystemArtifactStore
 
         return FileSystemArtifactStore(folder)
-    if all(callable(getattr(store, method, None)) for method in ("open_reader", "write", "remove")):
-        return store
-    raise InputError(
-        passed=f"store={store!r}",
-        expected="an artifact store of Optuna, or a folder's path",
-        do='pass store="artifacts", or optuna.artifacts.FileSystemArtifactStore("artifacts")',
-    )
+    return store
 
 
 def put(store: Any, trial: optuna.Trial, content: Mapping[str, Any], name: str, over: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
-from hypergrad.bridges.optuna.artifacts import GoneError, Store, fetch, open_store, put
+from hypergrad.bridges.optuna.artifacts import GoneError, Store, check_store, fetch, open_store, put
 from hypergrad.bridges.optuna.installed import need_optuna
 from hypergrad.bridges.optuna.stored import shapes_of, warm_start, worker
 from hypergrad.bridges.optuna.summaries import summary
@@ -136,6 +136,7 @@ class HybridObjective:
         check_counts(self, "retries", "seed", least=0)
         check_numbers(self, "wait", least=0)
         check_kind(self, "outer", OuterMove, "pass hypergrad.outer.Torch(torch.optim.Adam, lr=0.05)")
+        check_store(store)
         check_choice(self, "unit", ["passes", "seconds"])
         check_choice(self, "keep", ["best", "last"])
         check_choice(self, "failure", ["fail", "prune"])
@@ -151,7 +152,8 @@ class HybridObjective:
             except (NumericalError, OutOfMemoryError, UnsupportedError) as error:
                 return self._failed(link, error)
             except KeyboardInterrupt:
-                link.note(stopped="interrupted")
+                with suppress(StorageLostError):
+                    link.note(stopped="interrupted")
                 raise
             except StorageLostError as error:
                 LOG.error("%s", error)  # Optuna will ask the same storage, and may raise something else

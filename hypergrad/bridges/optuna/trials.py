@@ -110,11 +110,12 @@ class Link:
                 raise
             except Exception as error:  # what a database, a file system or a network raises is not ours to list
                 if attempt == self.retries:
+                    again = f"hypergrad.bridges.optuna.retry(study, {self.trial.number})"
                     raise StorageLostError(
                         passed=f"{what} of trial {self.trial.number}, which failed {attempt + 1} times "
                         f"({type(error).__name__}: {error})",
                         expected="a storage and an artifact store that can be reached",
-                        do="bring it back",
+                        do=f"bring it back and queue the trial again: {again}; nothing was saved on this machine",
                     ) from error
                 LOG.warning("%s of trial %d failed (%s), trying again", what, self.trial.number, error)
                 time.sleep(self.wait * 2**attempt)
