@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 import torch
 
 import hypergrad as hg
-from hypergrad.bridges.optuna import StorageLostError, load_best, retry
+from hypergrad.bridges.optuna import StorageLostError, Tuning, load_best, retry
 from hypergrad.bridges.optuna.stored import is_gone, worker
 from hypergrad.errors import InputError
-from tests.optuna.hybrid.common import Interrupting, attrs, fixed, journal, objective, run, study, with_callbacks
+from tests.optuna.hybrid.common import Interrupting, attrs, fixed, journal, objective, run, study, tuned, with_callbacks
 
 STEPS = 6
 
@@ -72,6 +73,34 @@ def test_a_trial_is_retried_twice(tmp_path: Path, whole: Any) -> None:
     run(found, function=function, steps=STEPS, store=tmp_path)
     assert found.trials[2].system_attrs["retry_history"] == [0, 1]
     same(found, tmp_path, whole)
+
+
+def test_a_trial_without_a_checkpoint_begins_again_with_its_random_numbers() -> None:
+    def random(trial: Any) -> Tuning:
+        found = tuned(trial, callbacks=[stop])
+        moved = {name: value + torch.randn(3, dtype=torch.float64) for name, value in found.start.items()}
+        return dataclasses.replace(found, hparams=moved)
+
+    stop = Interrupting(-1)
+    whole = run(study(), function=random, steps=STEPS).trials[0]
+    found, stop = study(), Interrupting(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(found, function=random, steps=STEPS)
+    assert retry(found) == [], "nothing to go on from, so it is asked for by its number"
+    retry(found, 0)
+    run(found, function=random, steps=STEPS)
+    assert found.best_trial.number == 1
+    assert found.best_trial.intermediate_values == whole.intermediate_values
+
+
+def test_a_trial_may_go_on_for_more_steps(tmp_path: Path) -> None:
+    found, function = study(), with_callbacks(Interrupting(2))
+    longer = run(study(), function=with_callbacks(Interrupting(-1)), steps=9, store=tmp_path / "longer")
+    with pytest.raises(KeyboardInterrupt):
+        run(found, function=function, steps=4, store=tmp_path)
+    retry(found)
+    run(found, function=function, steps=9, store=tmp_path)
+    assert found.best_value == longer.best_value
 
 
 def test_a_torn_checkpoint_is_no_start(tmp_path: Path, whole: Any) -> None:
