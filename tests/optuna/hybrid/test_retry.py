@@ -250,6 +250,13 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, whole: Any, mon
     same(found, tmp_path, whole)
 
 
+def test_a_storage_may_be_away_while_a_trial_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study()
+    Away(monkeypatch, found._storage, "set_trial_param", 1, 2)
+    run(found, function=fixed)
+    assert found.best_trial.params.keys() == {"unused"}
+
+
 @pytest.mark.parametrize(
     ("method", "first"), [("set_trial_intermediate_value", 4), ("set_trial_user_attr", 8), ("get_all_trials", 5)]
 )
@@ -306,6 +313,18 @@ def test_a_storage_that_is_lost_before_the_first_step(monkeypatch: pytest.Monkey
     assert caught.value.checkpoint is None
     retry(found, 0)
     assert run(found, function=fixed).best_trial.number == 1
+
+
+def test_a_trial_that_was_ended_elsewhere_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study()
+
+    class Ending(Interrupting):
+        def act(self) -> None:
+            found.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        objective(with_callbacks(Ending(2)), steps=STEPS)(found.ask())
 
 
 def test_an_error_of_ones_own_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
