@@ -51,7 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("",),  # hypergrad/__init__.py: the public names
     ("bridges.tracking",),
     ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
-    ("testing", "demo", "cleaning"),
+    ("testing", "demo", "bridges.optuna", "cleaning"),
     ("commands",),
     ("cli",),
     ("__main__",),
