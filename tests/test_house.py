@@ -49,7 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("averaging",),
     ("trainer",),
     ("",),  # hypergrad/__init__.py: the public names
-    ("testing", "demo", "cleaning"),
+    ("testing", "demo", "bridges.optuna", "cleaning"),
     ("commands",),
     ("cli",),
     ("__main__",),
