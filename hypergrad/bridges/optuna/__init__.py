@@ -1,3 +1,25 @@
 """Studies of Optuna with hypergradients inside their trials; importing it needs no Optuna, using it does."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hypergrad.bridges.optuna.gradients import report_hypergradient as report_hypergradient
 from hypergrad.bridges.optuna.installed import need_optuna as need_optuna
+from hypergrad.bridges.optuna.moves import AdamMove as AdamMove
+from hypergrad.bridges.optuna.moves import GradientMove as GradientMove
+from hypergrad.bridges.optuna.moves import Move as Move
+from hypergrad.bridges.optuna.moves import SpectralMove as SpectralMove
+from hypergrad.bridges.optuna.moves import Visit as Visit
+
+if TYPE_CHECKING:
+    from hypergrad.bridges.optuna.sampler import HypergradientSampler as HypergradientSampler
+
+LATE = {"HypergradientSampler": "sampler"}
+"""Classes that inherit from Optuna's, and the modules they stand in, imported when they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    need_optuna(name)
+    return getattr(import_module(f"{__name__}.{LATE[name]}"), name)
