@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
+from torch import Tensor
+
 from hypergrad.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -66,8 +68,12 @@ def report_hypergradient(trial: BaseTrial, gradient: Mapping[str, SupportsFloat]
                 expected="floats without step, whose low and high differ",
                 do="leave it out: the sampler's fallback proposes it",
             )
-    numbers = [float(gradient[name]) for name in names]
+    numbers = [_number(gradient[name]) for name in names]
     trial.set_user_attr(GRADIENT, [names, [number if math.isfinite(number) else None for number in numbers]])
+
+
+def _number(derivative: SupportsFloat) -> float:
+    return float(derivative.detach() if isinstance(derivative, Tensor) else derivative)
 
 
 def read_gradient(trial: FrozenTrial) -> dict[str, float] | None:
