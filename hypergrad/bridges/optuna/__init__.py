@@ -12,10 +12,20 @@ from hypergrad.bridges.optuna.moves import SpectralMove as SpectralMove
 from hypergrad.bridges.optuna.moves import Visit as Visit
 
 if TYPE_CHECKING:
+    from hypergrad.bridges.optuna.journal import HeartbeatJournal as HeartbeatJournal
     from hypergrad.bridges.optuna.sampler import HypergradientSampler as HypergradientSampler
+    from hypergrad.bridges.optuna.workers import queue as queue
+    from hypergrad.bridges.optuna.workers import shared_storage as shared_storage
+    from hypergrad.bridges.optuna.workers import work as work
 
-LATE = {"HypergradientSampler": "sampler"}
-"""Classes that inherit from Optuna's, and the modules they stand in, imported when they are asked for."""
+LATE = {
+    "HeartbeatJournal": "journal",
+    "HypergradientSampler": "sampler",
+    "queue": "workers",
+    "shared_storage": "workers",
+    "work": "workers",
+}
+"""What inherits from classes of Optuna, and the modules it stands in, which are imported when it is asked for."""
 
 
 def __getattr__(name: str) -> Any:
