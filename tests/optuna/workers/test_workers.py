@@ -65,7 +65,7 @@ def test_two_workers_one_of_them_killed_and_no_trial_lost_or_doubled(
     finally:
         for process in workers:
             process.kill()
-            process.wait()
+            process.communicate()
     trials = study.get_trials()
     states = Counter(trial.state for trial in trials)
     assert states == {TrialState.COMPLETE: 40, TrialState.FAIL: 1}
@@ -102,32 +102,13 @@ def test_a_database_that_stops_for_a_while_loses_no_trial(
         worker.communicate(timeout=240)
     finally:
         worker.kill()
-        worker.wait()
+        worker.communicate()
     assert worker.returncode == 0
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(complete) == 20
     replaced = [number for trial in trials for number in trial.system_attrs.get("retry_history", [])]
     assert {trial.number for trial in trials} - {trial.number for trial in complete} == set(replaced)
-
-
-@pytest.mark.slow
-def test_postgres_takes_a_thousand_parameters_with_their_derivatives(
-    postgres: Postgres, opened: Callable[[str], BaseStorage]
-) -> None:
-    from hypergrad.bridges.optuna import GradientMove, HypergradientSampler, report_hypergradient
-
-    sampler = HypergradientSampler(GradientMove(step=0.1), fallback=optuna.samplers.RandomSampler(seed=0))
-    study = optuna.create_study(study_name="thousand", storage=opened(postgres.url), sampler=sampler)
-
-    def objective(trial: optuna.Trial) -> float:
-        x = [trial.suggest_float(f"x{i}", -1, 1) for i in range(1000)]
-        report_hypergradient(trial, {f"x{i}": x[i] for i in range(1000)})
-        return sum(number**2 for number in x) / 2
-
-    study.optimize(objective, n_trials=2)
-    first, second = study.trials
-    assert list(second.params.values()) == pytest.approx([0.9 * value for value in first.params.values()])
 
 
 @pytest.fixture
