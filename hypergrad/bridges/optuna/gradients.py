@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from torch import Tensor
 
+from hypergrad.bridges.optuna.trials import refuse_many
 from hypergrad.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 GRADIENT = "hypergrad:gradient"
 """The user attribute of a trial: ``[[name, …], [derivative, …]]``, ``null`` for a derivative that is not finite."""
-
-MOST = 1000
-"""Most parameters of one study that are moved by their derivatives."""
 
 
 def continuous(distribution: BaseDistribution) -> bool:
@@ -53,7 +51,7 @@ def report_hypergradient(trial: BaseTrial, gradient: Mapping[str, SupportsFloat]
         >>> trial.user_attrs["hypergrad:gradient"]
         [['x'], [4.0]]
     """
-    check_size(len(gradient))
+    refuse_many(len(gradient), "report_hypergradient")
     names = sorted(gradient)
     for name in names:
         if name not in trial.distributions:
@@ -84,14 +82,3 @@ def read_gradient(trial: FrozenTrial) -> dict[str, float] | None:
     gradient = dict(zip(*stored, strict=True))
     movable = all(name in trial.params and continuous(trial.distributions[name]) for name in gradient)
     return gradient if movable and None not in gradient.values() else None
-
-
-def check_size(count: int) -> None:
-    """Refuse more parameters than a storage of Optuna can hold at a bearable cost."""
-    if count > MOST:
-        raise InputError(
-            passed=f"{count:,} continuous parameters of one trial",
-            expected=f"at most {MOST:,}: Optuna stores each in a row of its own, one million of them would be an hour "
-            "of CPU per trial in SQLite",
-            do="tune them by hypergradients inside the trial, with HybridObjective, and leave a few scalars to Optuna",
-        )

@@ -12,8 +12,9 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hypergrad.bridges.optuna.chains import CHAIN, FRESH, Chain, read_chains
-from hypergrad.bridges.optuna.gradients import MOST, check_size, continuous, read_gradient
+from hypergrad.bridges.optuna.gradients import continuous, read_gradient
 from hypergrad.bridges.optuna.moves import Move, SpectralMove
+from hypergrad.bridges.optuna.trials import MOST_PARAMETERS, refuse_many
 from hypergrad.errors import HypergradWarning, InputError
 from hypergrad.settings import check_counts, check_kind
 
@@ -101,7 +102,6 @@ class HypergradientSampler(BaseSampler):
         if proposal is None:
             return self._rest.infer_relative_search_space(study, trial)
         params, space = proposal
-        check_size(sum(map(continuous, space.values())))
         self._moves[trial._trial_id] = params
         return space
 
@@ -116,8 +116,8 @@ class HypergradientSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Let the fallback propose one parameter."""
-        if continuous(param_distribution) and len(trial.params) >= MOST:
-            check_size(1 + sum(map(continuous, trial.distributions.values())))
+        if continuous(param_distribution) and len(trial.params) >= MOST_PARAMETERS:
+            refuse_many(1 + sum(map(continuous, trial.distributions.values())), "the objective")
         return self._rest.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 from optuna.study import Study
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hypergrad.bridges.optuna.installed import retry_callback
 from hypergrad.bridges.optuna.journal import HeartbeatJournal
+from hypergrad.bridges.optuna.trials import StorageLostError
 from hypergrad.errors import InputError
 from hypergrad.settings import check_count, check_number
 
@@ -126,7 +127,8 @@ def work(
 
     Raises:
         InputError: a storage that would lose the trial of a killed worker, or numbers out of range.
-        StorageInternalError: Optuna's, where the storage stays away.
+        StorageInternalError: Optuna's, where the storage stays away, or
+        StorageLostError: that of a :class:`HybridObjective`.
     """
     storage = study._storage
     if not (
@@ -164,15 +166,23 @@ class _Worker:
                     return self.ended
             except (_AwayError, StorageInternalError) as error:
                 self._wait(error)
+            except _TakenError:
+                LOG.warning("a trial was taken over: this worker gave no sign of life for too long; its value is left")
             else:
                 return self.ended  # a callback stopped the study
             time.sleep(self.poll)
 
     def _objective(self, trial: Trial) -> Any:
         try:
-            return self.objective(trial)
-        except StorageInternalError as error:
+            value = self.objective(trial)
+            state = self.study._storage.get_trial(trial._trial_id).state
+        except (StorageInternalError, StorageLostError) as error:
             raise _AwayError from error
+        except UpdateFinishedTrialError as error:
+            raise _TakenError from error
+        if state.is_finished():
+            raise _TakenError
+        return value
 
     def _count(self, study: Study, trial: FrozenTrial) -> None:
         self.ended += 1
@@ -219,6 +229,10 @@ class _Queue(Study):
 
 class _EmptyError(Exception):
     """No trial is queued."""
+
+
+class _TakenError(BaseException):
+    """Another worker failed the trial, and it runs again elsewhere. No Exception, since it cannot be ended again."""
 
 
 class _AwayError(BaseException):

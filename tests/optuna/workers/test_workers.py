@@ -19,20 +19,21 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
 from hypergrad.bridges.optuna import HeartbeatJournal, queue, shared_storage, work
+from hypergrad.bridges.optuna.installed import retry_callback
 from hypergrad.errors import InputError
-from tests.optuna.workers.program import open_storage
+from tests.optuna.workers.program import hybrid, open_storage
 from tests.postgres import Postgres, postgres
 
 ROOT = Path(__file__).parents[3]
 __all__ = ["postgres"]
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.optuna.workers.program", *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT)
 
 
-def wait_for(log: Path, word: str, times: int, processes: list[subprocess.Popen[str]], seconds: float = 240) -> None:
+def wait_for(log: Path, word: str, times: int, processes: list[subprocess.Popen[bytes]], seconds: float = 240) -> None:
     """Wait until a word begins so many lines of the log."""
     until = time.monotonic() + seconds
     while not (log.exists() and log.read_text().count(word) >= times):
@@ -61,11 +62,11 @@ def test_two_workers_one_of_them_killed_and_no_trial_lost_or_doubled(
         wait_for(log, "end", 15, workers)
         victim.send_signal(signal.SIGKILL)
         assert victim.wait(60) == -signal.SIGKILL
-        printed = other.communicate(timeout=240)[0]
+        assert other.wait(240) == 0
     finally:
         for process in workers:
             process.kill()
-            process.communicate()
+            process.wait()
     trials = study.get_trials()
     states = Counter(trial.state for trial in trials)
     assert states == {TrialState.COMPLETE: 40, TrialState.FAIL: 1}
@@ -78,11 +79,39 @@ def test_two_workers_one_of_them_killed_and_no_trial_lost_or_doubled(
     assert sorted(noted(log, "end")) == complete  # each once, by one worker
     assert sorted(noted(log, "begin")) == list(range(41))
     assert len({line.split()[2] for line in log.read_text().splitlines() if line.startswith("end")}) == 2
-    assert int(printed) == 40 - 4  # the victim ended four before its fifth
+    assert noted(log, "total") == [40 - 4]  # the victim ended four before its fifth
     for trial in trials:
         if trial.state == TrialState.COMPLETE:
             assert trial.value == pytest.approx(sum((trial.params[f"x{i}"] - i) ** 2 for i in range(5)))
     assert study.best_value < 1e-9
+
+
+@pytest.mark.slow
+def test_a_hybrid_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    log, storage = tmp_path / "trials.log", str(tmp_path / "study.log")
+    study = optuna.create_study(study_name="hybrid", storage=open_storage(storage))
+    queue(study, 6)
+    victim, other = workers = [start(storage, "hybrid", str(log), *words) for words in (["victim"], [])]
+    try:
+        wait_for(log, "here", 1, [victim])
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        assert other.wait(240) == 0
+    finally:
+        for process in workers:
+            process.kill()
+            process.wait()
+    trials = study.get_trials()
+    states = Counter(trial.state for trial in trials)
+    assert states == {TrialState.COMPLETE: 6, TrialState.FAIL: 1}
+    (killed,) = (trial for trial in trials if trial.state == TrialState.FAIL)
+    (again,) = (trial for trial in trials if trial.system_attrs.get("retry_history"))
+    assert again.system_attrs["retry_history"] == [killed.number]
+    assert again.user_attrs["hypergrad:resumed"] == "from step 2"
+    whole = optuna.create_study()
+    whole.enqueue_trial(again.params)
+    whole.optimize(hybrid(tmp_path / "whole", lambda step: None), n_trials=1)
+    assert again.value == whole.best_value
 
 
 @pytest.mark.slow
@@ -99,11 +128,10 @@ def test_a_database_that_stops_for_a_while_loses_no_trial(
         time.sleep(1.5)
         assert worker.poll() is None
         postgres.start()
-        worker.communicate(timeout=240)
+        assert worker.wait(240) == 0
     finally:
         worker.kill()
-        worker.communicate()
-    assert worker.returncode == 0
+        worker.wait()
     trials = study.get_trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(complete) == 20
@@ -269,6 +297,25 @@ def test_a_storage_that_goes_away_inside_an_objective_brings_the_trial_back(tmp_
         return x
 
     assert work(study, objective, poll=0.05) == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[2].params == study.trials[0].params
+
+
+@pytest.mark.parametrize("reports", [False, True])
+def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_other(tmp_path: Path, reports: bool) -> None:
+    study = optuna.create_study(storage=journal(tmp_path))
+    queue(study, 2)
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number == 0:  # what another worker does after the grace period
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            retry_callback()(study, study.trials[0])
+            if reports:
+                trial.report(1.0, 0)
+        return x
+
+    assert work(study, objective, poll=0.01) == 2
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[2].params == study.trials[0].params
 
