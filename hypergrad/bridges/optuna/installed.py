@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
+from typing import Any
 
 from hypergrad.errors import MissingDependencyError
 
@@ -25,3 +27,13 @@ def need_optuna(asked: str = "hypergrad.bridges.optuna") -> ModuleType:
             do='pip install "hypergrad-engine[optuna]"',
         ) from error
     return optuna
+
+
+def retry_callback(times: int = 3) -> Any:
+    """Return Optuna's callback that queues a trial again whose worker has died, at most so many times."""
+    storages = need_optuna("retry_callback").storages
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls it experimental
+        if hasattr(storages, "RetryHeartbeatStaleTrialCallback"):
+            return storages.RetryHeartbeatStaleTrialCallback(max_retry=times)
+        return storages.RetryFailedTrialCallback(max_retry=times)  # its name before Optuna 4.9
