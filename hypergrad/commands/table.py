@@ -9,7 +9,9 @@ from hypergrad.errors import InputError, did_you_mean
 COMMANDS = {
     "check": "hypergrad.commands.check:Check",
     "demo": "hypergrad.commands.demo:Demo",
+    "report": "hypergrad.commands.report:Report",
     "resume": "hypergrad.commands.resume:Resume",
+    "watch": "hypergrad.commands.watch:Watch",
 }
 """Module and class of each command; the class's name in lower case is the command's."""
 

@@ -95,8 +95,8 @@ def _status(
         failed = stopped.startswith("failed")
         said = f"{text_of(stopped, 300)} (after {of})" if failed else f"stopped after {of}: {text_of(stopped, 300)}"
         return said, "bad" if failed else "good", False
-    if result or comparison:
-        return "finished", "good", False
+    if result or comparison or run:
+        return "finished" if result or comparison else f"ended after {of}", "good", False
     return f"{of} so far; whether it has ended was not recorded", "note", time.time() - folder.written() < SILENT
 
 

@@ -21,6 +21,8 @@ TOP, RIGHT, BOTTOM = 30.0, 14.0, 46.0
 LETTER = 8.6
 """About the width of a digit in figures on a phone, where letters are larger."""
 MOST_POINTS, MOST_ROWS = 400, 25
+FAR = 1e150
+"""Numbers beyond this are drawn here."""
 STYLES = 6
 """Series that can be told apart."""
 
@@ -61,6 +63,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Return the place of a number."""
+        value = min(max(value, -FAR), FAR)
         if self.log:
             value = math.log10(max(value, 10.0**self.low))
         return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
@@ -201,8 +204,9 @@ def some_rows(rows: list[Row], most: int = MOST_ROWS) -> list[Row]:
 
 def _limits(values: Sequence[float], log: bool, *, tight: bool = False) -> tuple[float, float]:
     """Return limits with some room; of a logarithmic axis the exponents."""
+    values = [min(max(value, -FAR), FAR) for value in values]
     if log:
-        positive = [value for value in values if value > 0]
+        positive = [max(value, 1 / FAR) for value in values if value > 0]
         low, high = math.log10(min(positive)), math.log10(max(positive))
         if math.floor(high + 1e-9) - math.ceil(low - 1e-9) < 1:
             return math.floor(low - 1e-9), math.ceil(high + 1e-9)
