@@ -47,7 +47,7 @@ def read_document(directory: str | os.PathLike[str], folder: Folder | None = Non
     status, level, going = _status(folder, run, result, comparison, steps)
     title = (
         run.get("title")
-        or (result.get("input") if kind == "cleaning" else comparison.get("task"))
+        or (result.get("input") if kind == "cleaning" else comparison.get("title") or comparison.get("task"))
         or folder.path.resolve().name
     )
     return Document(text_of(title, 120), KINDS[kind], status, level, going, _when(run, result), keys[:3], sections)

@@ -143,15 +143,26 @@ def compare_directory(folder: Path, *, name: str = "hypergrad") -> Path:
         for step in range(1, 31):
             value = 0.3 + 0.05 * place + math.exp(-step / (3 + place))
             curve.append([10.0 * step, value, 0.95 * value, 1.1 * value])
-        final = [curve[-1][1] * factor for factor in (0.97, 1.0, 1.05)]
+        last = curve[-1][1]
         methods.append(
-            {"name": method, "seeds": [0, 1, 2], "curve": curve, "final_validation": final, "test": curve[-1][1] + 0.02}
+            {
+                "name": method, "status": "measured", "seeds": [0, 1, 2], "dimensions": 100, "evaluations": 30.0,
+                "curve": curve, "curve_work": [[100 * row[0], *row[1:]] for row in curve],
+                "final_validation": last, "final_validation_band": [0.97 * last, 1.05 * last],
+                "test": {"loss": last + 0.02}, "test_band": {"loss": [last, last + 0.05]},
+                "validation_at_work": [last, 0.97 * last, 1.05 * last], "seconds_at_work": 3.0 + place,
+                "ours_times_faster": 1.0 + place,
+            }
         )
+    methods.append({"name": "GP, full", "status": "infeasible", "reason": "1,000 numbers", "seeds": [], "curve": []})
     found = {
         "kind": "compare",
-        "task": "one penalty for each of 100 features",
+        "task": "regularisation",
+        "title": "One penalty for each of 100 features",
+        "note": "",
+        "hyperparameters": 100,
         "versions": {"optuna": "5.0.0", "hypergrad": hg.__version__},
-        "budget": {"kind": "inner gradients", "amount": 300},
+        "budget": {"seconds": 10.0, "work": 30000, "clock": "cpu"},
         "methods": methods,
     }
     write(folder, "compare.json", found)

@@ -162,7 +162,10 @@ def test_a_comparison_is_shown(tmp_path: Path) -> None:
     table = next(block for block in found["sections"]["comparison"] if block["kind"] == "table")
     assert [row[0] for row in table["rows"]][:3] == ["hypergrad", "TPE", "CMA-ES"]
     assert table["rows"][0][1:3] == ["3", "0.3 (0.291 to 0.315)"]
-    assert [block["kind"] for block in found["sections"]["curves"]] == ["figure", "figure"]
+    curves = found["sections"]["curves"]
+    assert [block["kind"] for block in curves] == ["figure"] * 4
+    assert all(block["header"][1] == "hypergrad" for block in curves)
+    assert "shared" in curves[1]["header"]
     text = shown(tmp_path)
     assert "version 5.0.0" in text
     assert "hypergrad ends lowest" in text
