@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("callbacks", "population"),
     ("averaging",),
     ("trainer",),
+    ("report",),
     ("",),  # hypergrad/__init__.py: the public names
     ("bridges.tracking",),
     ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
@@ -77,7 +78,7 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {
-    *("higher", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
+    *("higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
     *("tensorboard", "torchdata", "tqdm", "wandb"),
 }
 SMOKE: dict[str, dict[str, Any]] = {
@@ -199,7 +200,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.commands", "hypergrad.demo"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.commands", "hypergrad.demo", "hypergrad.report"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

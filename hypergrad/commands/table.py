@@ -11,7 +11,9 @@ COMMANDS = {
     "check": "hypergrad.commands.check:Check",
     "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
+    "report": "hypergrad.commands.report:Report",
     "resume": "hypergrad.commands.resume:Resume",
+    "watch": "hypergrad.commands.watch:Watch",
 }
 """Module and class of each command; the class's name in lower case is the command's."""
 
