@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer",),
     ("",),  # hypergrad/__init__.py: the public names
     ("testing", "demo", "cleaning"),
+    ("compare",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -74,7 +75,7 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {"cmaes", "higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
@@ -194,7 +195,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.demo"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.compare", "hypergrad.demo"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}
