@@ -24,7 +24,7 @@ class Compare:
         seconds: time of each run in seconds; the task's by default.
         work: work of each run in passes through the objectives; the task's by default.
         clock: which time counts: cpu, the process's own, or wall.
-        quick: two seeds and half a second a run, to see that it works.
+        quick: two seeds and a fifth of a second a run, to see that it works.
         out: folder for the results.
         quiet: no line for each run on standard error.
         json: print compare.json instead of the tables.

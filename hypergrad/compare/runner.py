@@ -18,7 +18,7 @@ import hypergrad as hg
 from hypergrad.compare.budget import Budget, Track
 from hypergrad.compare.figure import draw
 from hypergrad.compare.methods import Method, methods, outcome
-from hypergrad.compare.samplers import SAMPLERS, quiet, require, version, warm_up
+from hypergrad.compare.samplers import SAMPLERS, missing, quiet, require, version, warm_up
 from hypergrad.compare.spaces import SPACES
 from hypergrad.compare.summary import summed_up
 from hypergrad.compare.task import settings_of
@@ -28,7 +28,7 @@ from hypergrad.files import write_whole
 from hypergrad.settings import check_count
 
 SEEDS = 5
-QUICK = Budget(seconds=0.4, work=60, patience=1.5)
+QUICK = Budget(seconds=0.2, work=60)
 QUICK_SEEDS = 2
 RUNS = "runs.jsonl"
 Say = Callable[[str], None]
@@ -79,7 +79,7 @@ def compare(
         seconds: budget of time of a run, above 0; the task's by default.
         work: budget of work of a run in passes, at least 1; the task's by default.
         clock: ``"cpu"`` or ``"wall"``: what seconds are counted by.
-        quick: two seeds and a budget that is spent in half a second, to see that it works.
+        quick: two seeds and a budget of a fifth of a second, to see that it works.
         say: called with one line of text after each run.
 
     Returns:
@@ -108,7 +108,7 @@ def compare(
                 run = kept.get(json.dumps(key, sort_keys=True))
                 if run is None:
                     if not ready:
-                        warm_up(plan.samplers)
+                        warm_up([name for name in plan.samplers if missing(name) is None])
                         _warm_up(made)
                         ready = True
                     run = measured(method, plan.budget, seed)
