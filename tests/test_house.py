@@ -53,6 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bridges.tracking",),
     ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
     ("testing", "demo", "bridges.optuna", "cleaning"),
+    ("compare",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -78,7 +79,7 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {
-    *("higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
+    *("cmaes", "higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
     *("tensorboard", "torchdata", "tqdm", "wandb"),
 }
 SMOKE: dict[str, dict[str, Any]] = {
@@ -200,7 +201,9 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.commands", "hypergrad.demo", "hypergrad.report"))
+        if not module.startswith(
+            tuple(f"hypergrad.{name}" for name in ("bridges", "commands", "compare", "demo", "report"))
+        )
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}
