@@ -122,7 +122,8 @@ class Cells:
         for column, name in enumerate(self.plan.categorical):
             counts = Counter(self.codes[rows, column].tolist())
             counts.pop(-1, None)
-            order = [self.vocabulary[column][code] for code, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
+            names = {self.vocabulary[column][code]: count for code, count in counts.items()}
+            order = sorted(names, key=lambda name: (-names[name], name))
             kept.append(tuple(sorted(order[: self.categories])))
             others.append(len(order) > self.categories)
             common.append(order[0] if order else None)

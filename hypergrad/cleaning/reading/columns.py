@@ -25,6 +25,8 @@ MISSING = frozenset(
 """Cells that hold no value, among the features."""
 MOST_COUNTED = 10_000
 """Different texts of a column that are counted; a column with more of them holds no categories."""
+COUNTED = 20
+"""Rows from which on a column that grows by one each is taken for the number of the row."""
 WORDS = 4
 """Mean number of words from which on a column is taken for text."""
 LIKE_AN_ID = re.compile(
@@ -167,8 +169,8 @@ class Seen:
     def _number_role(self, wanted: bool) -> Role:
         if self.low == self.high:
             return "constant"
-        counting = self.whole and self.rows > 2 and not self.missing
-        if counting and not wanted and (self.steps or (self.rising and LIKE_AN_ID.fullmatch(self.name))):
+        counting = self.whole and not self.missing and not wanted
+        if counting and ((self.steps and self.rows >= COUNTED) or (self.rising and LIKE_AN_ID.fullmatch(self.name))):
             return "id"
         return "number"
 
@@ -186,10 +188,10 @@ class Seen:
         distinct = math.inf if self.counts is None else len(self.counts)
         if distinct == 1:
             return "constant"
-        if distinct <= min(categories, max(2, present // 2)):
-            return "category"
         if self.counts is not None and all(DATE.fullmatch(text) for text in list(self.counts)[:50]):
             return "date"
+        if distinct <= min(categories, max(2, present // 2)):
+            return "category"
         if self.words >= WORDS * present and distinct > 0.2 * present:
             return "text"
         if distinct > 0.5 * present or self.counts is None:

@@ -108,11 +108,12 @@ class Csv:
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the cells of some columns, a few thousand rows at a time."""
-        places = [self.columns.index(name) for name in columns]
+        place = {name: number for number, name in enumerate(self.columns)}
         with self._records() as records:
             next(records)
             while rows := list(islice(records, max(1, CELLS // len(self.columns)))):
-                yield {name: [row[place] for row in rows] for name, place in zip(columns, places, strict=True)}
+                cells = list(zip(*rows, strict=True))
+                yield {name: cells[place[name]] for name in columns}
 
     @contextmanager
     def _records(self) -> Iterator[Iterator[list[str]]]:
@@ -224,11 +225,8 @@ def _check_estimate(path: Path, start: bytes, reading: Reading, columns: int) ->
     lines = max(start.count(b"\n"), 1)
     rows = status.st_size / len(start) * lines
     used = len(reading.features or range(columns))
-    if reading.text is not None:
-        needed = 2.0 * status.st_size
-    elif status.st_size <= SAMPLE:
+    if status.st_size <= SAMPLE:
         return
-    else:
-        needed = 16 * rows * used
+    needed = 16 * rows * used if reading.text is None else 2.0 * status.st_size
     what = f"{path.name}, {status.st_size / 2**30:,.2f} GiB with about {rows:,.0f} rows and {columns:,} columns"
     check_fits(what, needed, LESS if reading.text is None else "read a part of the rows")

@@ -6,9 +6,10 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import Any, final
 
 import numpy as np
 
@@ -93,13 +94,21 @@ def _files(path: Path) -> Iterator[tuple[str, str, Path | None]]:
     for folder in sorted(path.iterdir()):
         if not folder.is_dir() or folder.name.startswith("."):
             continue
-        if not folder.resolve().is_relative_to(root):
+        if not _lies_in(folder, root):
             yield folder.name, printable(folder.name), None
             continue
         for file in sorted(folder.rglob("*")):  # does not enter links to folders
-            inside = file.resolve().is_relative_to(root)
+            inside = _lies_in(file, root)
             if file.suffix.lower() in ENDINGS and (file.is_file() or not inside):
                 yield folder.name, printable(file.relative_to(path).as_posix()), file if inside else None
+
+
+def _lies_in(path: Path, root: Path) -> bool:
+    """Return whether a path leads, through all links, to something in a folder."""
+    try:
+        return path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 @final
@@ -169,24 +178,24 @@ def _shape(looks: list[tuple[bool, int, int]], size: int | None) -> tuple[Shape,
     return Shape(channels, USUAL, USUAL), (remark,)
 
 
-def _opened(file: Path | bytes) -> Any:
-    """Open a picture without reading its pixels."""
+@contextmanager
+def _opened(file: Path | bytes) -> Iterator[Any]:
+    """Open a picture, whose pixels are not read before its size is known."""
     image = require("PIL.Image", "a folder of images")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of decompression bombs and odd metadata: sizes are checked below
-        stream: IO[bytes] = io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    if size > MOST_BYTES:
+        raise UnusableError(f"oversized: {size:,} bytes")
+    with warnings.catch_warnings(), io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+        warnings.simplefilter("ignore")  # of decompression bombs and odd metadata: sizes are checked here
         try:
-            size = len(file) if isinstance(file, bytes) else file.stat().st_size
-            if size > MOST_BYTES:
-                raise UnusableError(f"oversized: {size:,} bytes")
             opened = image.open(stream, formats=FORMATS)
+        except image.DecompressionBombError as error:
+            raise UnusableError("oversized: " + str(error).partition(",")[0]) from error
+        with opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise UnusableError(f"oversized: {width:,} × {height:,} pixels")
-            return opened
-        except BaseException:
-            stream.close()
-            raise
+            yield opened
 
 
 def _look(file: Path | bytes) -> tuple[bool, int, int]:
@@ -206,8 +215,7 @@ def _pixels(file: Path | bytes, shape: Shape) -> Bytes:
     """Return the pixels of a picture, of shape (channels, height, width)."""
     image, ops = require("PIL.Image", "a folder of images"), require("PIL.ImageOps", "a folder of images")
     try:
-        with warnings.catch_warnings(), _opened(file) as picture:
-            warnings.simplefilter("ignore")
+        with _opened(file) as picture:
             picture.load()
             plain = ops.exif_transpose(picture) if picture.format == "JPEG" else picture
             if plain.mode.startswith("I") or plain.mode == "F":
