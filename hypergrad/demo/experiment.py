@@ -62,11 +62,14 @@ def run(
     steps: int | None = None,
     progress: bool = True,
     stream: TextIO | None = None,
+    callbacks: Sequence[hg.Callback] = (),
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Clean a noisy training set, and write what was found.
 
     ``out`` gets ``result.json``, ``history.jsonl``, ``weights.npz``, ``cleaning.png`` and ``checkpoint.pt``; those of
-    an earlier run there are removed first. An interrupted run leaves the history and the checkpoint.
+    an earlier run there are removed first. An interrupted run leaves the history and the checkpoint, from which it can
+    be gone on with: the result is that of a run without interruption.
 
     Args:
         model: ``"linear"`` (softmax regression) or ``"mlp"`` (one hidden layer).
@@ -77,6 +80,8 @@ def run(
         steps: outer steps, at least 1; 40 by default.
         progress: whether to show progress on standard error.
         stream: where the table goes, standard output by default.
+        callbacks: of the trainer, besides history, checkpoint and progress bar.
+        resume: go on with the run whose checkpoint is in ``out``, given the same settings; without one, start.
 
     Returns:
         What ``result.json`` holds: ``accuracy`` on the test set, ``precision``, ``recall``, ``f1`` and ``auc`` of the
@@ -92,15 +97,16 @@ def run(
     for module in ("matplotlib.figure", "sklearn.metrics"):
         require(module)  # missing ones are named before anything is computed
     parts = split(*load(data, root), seed)
-    _clear(out)
-    callbacks: list[hg.Callback] = [hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    _clear(out, keep=("history.jsonl", "checkpoint.pt") if resume and (out / "checkpoint.pt").exists() else ())
+    files: list[hg.Callback] = [hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
     weights = tune(
         model,
         parts.train,
         parts.validation,
         seed=seed,
         steps=steps,
-        callbacks=[*callbacks, *([hg.ProgressBar()] if progress else [])],
+        callbacks=[*files, *callbacks, *([hg.ProgressBar()] if progress else [])],
+        resume=out if (out / "checkpoint.pt").exists() else None,
     )
     result = {
         "accuracy": accuracies(model, parts, weights, seed),
@@ -125,6 +131,7 @@ def tune(
     seed: int,
     steps: int,
     callbacks: Sequence[hg.Callback] = (),
+    resume: Path | None = None,
 ) -> Tensor:
     """Return the weights of the training examples after some outer steps.
 
@@ -135,6 +142,7 @@ def tune(
         seed: seed of the start of training.
         steps: outer steps.
         callbacks: of the trainer.
+        resume: folder of the checkpoint to go on from.
     """
     count = len(train.labels)
 
@@ -154,7 +162,7 @@ def tune(
         callbacks=callbacks,
         seed=seed,
     )
-    fitted = trainer.fit(initial_params(model, seed), {"logits": torch.zeros(count)}, steps)
+    fitted = trainer.fit(initial_params(model, seed), {"logits": torch.zeros(count)}, steps, resume=resume)
     return fitted.hparams["logits"].sigmoid()
 
 
@@ -280,12 +288,12 @@ def _check(model: str, seed: int, steps: int) -> None:
             raise InputError(f"{name}={value}", f"a whole number of at least {low}", f"leave {name} out")
 
 
-def _clear(out: Path) -> None:
-    """Make the folder, and remove what an earlier run left there."""
+def _clear(out: Path, keep: Sequence[str]) -> None:
+    """Make the folder, and remove what an earlier run left there, but for what is to be kept."""
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out}, which is a file", "a folder, or a name that is free", "choose another out")
     out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in (name for name in FILES if name not in keep):
         (out / name).unlink(missing_ok=True)
 
 
