@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("callbacks", "population"),
     ("averaging",),
     ("trainer",),
+    ("report",),
     ("",),  # hypergrad/__init__.py: the public names
     ("testing", "demo", "cleaning"),
     ("commands",),
@@ -74,7 +75,7 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {"higher", "jinja2", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
@@ -194,7 +195,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.demo"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.demo", "hypergrad.report"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}
