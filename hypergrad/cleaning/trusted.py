@@ -33,14 +33,14 @@ class Parts:
             the same input where they were split off, and the row in their own otherwise.
         split_off: whether the trusted part was split off the input, so that it is right by assumption only.
         duplicates: examples of the training part that also stand in the trusted part and were removed, or kept.
-        notes: what a user should hear about.
+        test: examples with right labels for measuring only, encoded like the training part.
     """
 
     train: Examples
     trusted: Examples
     split_off: bool
     duplicates: int
-    notes: tuple[str, ...]
+    test: Examples | None = None
 
 
 def read_parts(
@@ -48,6 +48,7 @@ def read_parts(
     trusted: float | str | Path | None = None,
     reading: Reading | None = None,
     *,
+    test: str | Path | None = None,
     duplicates: Duplicates = "remove",
     seed: int = 0,
     embed: Embedding | None = None,
@@ -61,7 +62,8 @@ def read_parts(
         trusted: the share of the examples of each class that is split off at random, above 0 and at most 0.5; these are
             right by assumption only, and the pipeline estimates how right they are. Or a file or folder with trusted
             examples, with the same columns. By default the arrays X_trusted and y_trusted of an archive.
-        reading: how both are read.
+        reading: how all are read.
+        test: a file or folder with right labels, with the same columns, for measuring only.
         duplicates: examples in both parts with the same features: "remove" them from the training part, "keep" them, or
             raise an "error".
         seed: of the split, at least 0.
@@ -106,7 +108,11 @@ def read_parts(
     notes = [*train.notes, *_notes(train, right, share)]
     keys = source.features.keys(own, train.inputs), other.features.keys(kept, right.inputs)
     train, removed, said = _without_duplicates(train, right, keys, duplicates)
-    return Parts(train, right, share is not None, removed, (*notes, *said))
+    measured = None
+    if test is not None:
+        last = open_source(test, reading, like=source, embed=embed)
+        measured = last.encode(encoder, np.arange(len(last)), classes)
+    return Parts(replace(train, notes=(*notes, *said)), right, share is not None, removed, measured)
 
 
 def _check_choice(duplicates: str) -> None:

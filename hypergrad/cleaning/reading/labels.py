@@ -57,6 +57,23 @@ def printable(text: str) -> str:
     )
 
 
+def safe_cell(text: str) -> str:
+    """Return a text as it may stand in a CSV file that is opened in a spreadsheet, which takes some texts for formulas.
+
+    Texts that start with = + - @, a tab or a return get an apostrophe before them; numbers stay as they are.
+
+    >>> [safe_cell(text) for text in ("=1+1", "@cmd", "-1.5", "cat")]
+    ["'=1+1", "'@cmd", '-1.5', 'cat']
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
+
+
 def check_classes(names: Iterable[str], column: str) -> None:
     """Raise :class:`~hypergrad.errors.InputError` where a label column holds something other than classes."""
     counts = Counter(names)

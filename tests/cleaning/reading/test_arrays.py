@@ -222,14 +222,14 @@ def test_the_split_is_stratified_and_repeats(tmp_path: Path) -> None:
     assert parts.trusted.index.tolist() == again.trusted.index.tolist()
     assert parts.trusted.index.tolist() != read_parts(path, 0.1, seed=4).trusted.index.tolist()
     assert parts.split_off
-    assert any("right by assumption only" in note for note in parts.notes)
+    assert any("right by assumption only" in note for note in parts.train.notes)
     assert torch.allclose(parts.train.inputs.mean(dim=0), torch.zeros(3), atol=1e-6), "fitted on the training part"
 
 
 def test_a_class_with_one_example_is_named(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(9, 2))
     parts = read_parts(saved(tmp_path, X=x, y=[0] * 4 + [1] * 4 + [2]), 0.25)
-    assert any("no trusted example of 1 classes" in note and "'2'" in note for note in parts.notes)
+    assert any("no trusted example of 1 classes" in note and "'2'" in note for note in parts.train.notes)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 0.6, 1, "0.9", float("nan"), True])
@@ -252,8 +252,8 @@ def test_duplicates_across_the_parts(tmp_path: Path) -> None:
     assert 3 not in parts.train.index
     assert 4 not in parts.train.index
     assert [one.place for one in parts.train.skipped] == ["row 3", "row 4"]
-    assert "2 of 20 training examples" in parts.notes[-1]
-    assert "1 of them had another label" in parts.notes[-1]
+    assert "2 of 20 training examples" in parts.train.notes[-1]
+    assert "1 of them had another label" in parts.train.notes[-1]
     kept = read_parts(path, duplicates="keep")
     assert (len(kept.train), kept.duplicates) == (20, 2)
     with pytest.raises(InputError, match="first row 3, which is row 0 there"):
