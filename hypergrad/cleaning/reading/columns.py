@@ -108,29 +108,34 @@ class Seen:
     def look(self, values: Column) -> None:
         """Take more cells into account."""
         found = numbers(values)
-        if found is None or (self.counts is not None and not isinstance(values, np.ndarray)):
-            self._look_at_texts(values, mixed=found is None)
         if found is None:
-            found = np.array([_number(value) for value in values], np.float64)
+            found = self._look_at_mixed(texts(values))
         else:
+            if self.counts is not None and not isinstance(values, np.ndarray):
+                self._count(texts(values))
             self._note_holes(np.flatnonzero(np.isnan(found)))
         self._look_at_numbers(found)
         self.rows += len(values)
 
-    def _look_at_texts(self, values: Column, *, mixed: bool) -> None:
-        found = texts(values)
+    def _count(self, found: list[str | None]) -> None:
         present = [text for text in found if text is not None]
         self.words += sum(text.count(" ") + 1 for text in present)
         if self.counts is not None:
             self.counts.update(present)
             if len(self.counts) > MOST_COUNTED:
                 self.counts = None
-        if mixed:
-            self._note_holes(np.array([row for row, text in enumerate(found) if text is None], np.int64))
-            odd = [(row, text) for row, text in enumerate(found) if text is not None and math.isnan(_number(text))]
-            if odd and not self.odd:
-                self.first_odd = (self.rows + odd[0][0], odd[0][1])
-            self.odd += len(odd)
+
+    def _look_at_mixed(self, found: list[str | None]) -> Numbers:
+        """Take cells into account of which some are no numbers, and return the numbers, NaN for the others."""
+        self._count(found)
+        self._note_holes(np.array([row for row, text in enumerate(found) if text is None], np.int64))
+        known: dict[str | None, float] = {text: _number(text) for text in set(found)}
+        values = np.array([known[text] for text in found], np.float64)
+        odd = [row for row in np.flatnonzero(np.isnan(values)).tolist() if found[row] is not None]
+        if odd and not self.odd:
+            self.first_odd = (self.rows + odd[0], str(found[odd[0]]))
+        self.odd += len(odd)
+        return values
 
     def _look_at_numbers(self, found: Numbers) -> None:
         if self.infinite < 0 and np.isinf(found).any():

@@ -49,28 +49,27 @@ def read_csv(path: Path, reading: Reading, plan: Plan | None) -> Source:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass
 class Csv:
     """A CSV file.
 
     Attributes:
         path: of the file.
         columns: their names.
-        rows: number of rows.
         encoding: of the file.
         separator: between cells.
         dates: no column; CSV files do not tell.
         nested: no column.
-        coded: no column.
+        counted: number of rows, −1 until all of them were seen.
     """
 
     path: Path
     columns: list[str]
-    rows: int
     encoding: str
     separator: str
     dates: frozenset[str] = frozenset()
     nested: frozenset[str] = frozenset()
+    counted: int = -1
 
     @property
     def name(self) -> str:
@@ -90,30 +89,41 @@ class Csv:
         encoding = _encoding(path, start, reading.encoding)
         first = _first_line(path, start, encoding)
         separator = reading.separator or _separator(first, path)
-        table = cls(path, [], 0, encoding, separator)
+        table = cls(path, [], encoding, separator)
         with table._records() as records:
-            columns = _columns(path, next(records))
-        table = cls(path, columns, 0, encoding, separator)
-        _check_estimate(path, start, reading, len(columns))
-        with table._records() as records:
-            next(records)
-            rows = sum(1 for _ in records)
-        if not rows:
-            raise InputError(
-                passed=f"{path.name} with a header and no row",
-                expected="at least one row for each class",
-                do="check how the file was written",
-            )
-        return cls(path, columns, rows, encoding, separator)
+            table.columns = _columns(path, next(records))
+        _check_estimate(path, start, reading, len(table.columns))
+        return table
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; every row is looked at to count them, unless that was done before."""
+        if self.counted < 0:
+            with self._records() as records:
+                self._count(sum(1 for _ in records) - 1)
+        return self.counted
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Chunk]:
         """Yield the cells of some columns, a few thousand rows at a time."""
         place = {name: number for number, name in enumerate(self.columns)}
+        counted = 0
         with self._records() as records:
             next(records)
             while rows := list(islice(records, max(1, CELLS // len(self.columns)))):
+                counted += len(rows)
                 cells = list(zip(*rows, strict=True))
                 yield {name: cells[place[name]] for name in columns}
+        if self.counted < 0:
+            self._count(counted)
+
+    def _count(self, rows: int) -> None:
+        if not rows:
+            raise InputError(
+                passed=f"{self.name} with a header and no row",
+                expected="at least one row for each class",
+                do="check how the file was written",
+            )
+        self.counted = rows
 
     @contextmanager
     def _records(self) -> Iterator[Iterator[list[str]]]:
