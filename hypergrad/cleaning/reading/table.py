@@ -151,7 +151,7 @@ def _check_holes(table: Table, used: list[Seen], impute: Impute | None) -> None:
 def _remarks(roles: dict[str, Role]) -> list[str]:
     why = {
         "constant": "constant",
-        "id": "an identifier, since its values hardly repeat",
+        "id": "identifiers or row numbers, whose values hardly repeat",
         "text": "free text (pass it with --text to use it instead)",
         "date": "dates (turn them into numbers to use them)",
         "unreadable": "neither numbers nor text",

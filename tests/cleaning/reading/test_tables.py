@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import datetime
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 
 from hypergrad.cleaning.reading import memory, read
+from hypergrad.cleaning.reading.labels import name_of
 from hypergrad.cleaning.trusted import read_parts
 from hypergrad.errors import InputError
 
@@ -77,7 +81,7 @@ def test_columns_that_are_no_features_are_left_out_and_named(csv: Any) -> None:
     found = read(csv(text), label="kind")
     assert found.inputs.shape == (60, 2)
     notes = " ".join(found.notes)
-    for words in ("constant: 'fixed'", "identifier", "'id', 'code'", "free text", "'story'", "dates", "'day'"):
+    for words in ("constant: 'fixed'", "identifiers", "'id', 'code'", "free text", "'story'", "dates", "'day'"):
         assert words in notes
     assert read(csv(text), label="kind", features=["id", "grade"]).inputs.shape == (60, 2)
 
@@ -167,6 +171,27 @@ def test_a_missing_label_is_asked_for(csv: Any) -> None:
 )
 def test_every_dialect_gives_the_same(csv: Any, content: str | bytes) -> None:
     assert torch.equal(read(csv(content), label="kind").inputs, read(csv(BASIC, "basic.csv"), label="kind").inputs)
+
+
+CELL = strategies.text(alphabet=strategies.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(strategies.lists(strategies.tuples(CELL, CELL), min_size=2, max_size=12), strategies.sampled_from(",;\t|"))
+def test_whatever_the_csv_module_writes_is_read_or_refused(rows: list[tuple[str, str]], separator: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv_module.writer(file, delimiter=separator)
+            writer.writerow(["number", "other", "kind"])
+            writer.writerows((n * n, *row) for n, row in enumerate(rows))
+        try:
+            found = read(path, label="kind", features="number")
+        except InputError:
+            assert len({name_of(label) for _, label in rows} - {None}) < 2
+            return
+    expected = [name for _, label in rows if (name := name_of(label)) is not None]
+    assert [found.classes[label] for label in found.labels.tolist()] == expected
 
 
 def test_other_encodings_are_read_when_named(csv: Any) -> None:
