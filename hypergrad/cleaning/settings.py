@@ -75,9 +75,9 @@ class Settings:
     batch_size: int = 128
     trusted_batch_size: int = 128
     lr: float = 0.2
-    rate: float = 0.3
+    rate: float = 0.1
     threshold: float = 0.5
-    penalty: float = 0.01
+    penalty: float = 0.001
     damping: float = 0.1
     most_lost: float = 0.9
     held_out: float = 0.2
