@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from hypergrad.cleaning.folder import write
+from hypergrad.cleaning.reading.labels import safe_cell
 from hypergrad.version import __version__
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ def _write_csv(path: Path, table: Mapping[str, list[Any]]) -> None:
 
 
 def _lines(table: Mapping[str, list[Any]]) -> Iterator[tuple[Any, ...]]:
-    return zip(*table.values(), strict=True)
+    for line in zip(*table.values(), strict=True):
+        yield tuple(safe_cell(cell) if isinstance(cell, str) else cell for cell in line)
 
 
 def _write_array(path: Path, values: np.ndarray[Any, Any]) -> None:

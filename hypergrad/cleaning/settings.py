@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 from hypergrad.settings import check_choice, check_counts, check_numbers
 
@@ -13,7 +13,6 @@ ModelName = Literal["linear", "mlp", "convnet"]
 Scaling = Literal["auto", "columns", "whole", "none"]
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of :func:`hypergrad.cleaning.clean`.

@@ -5,21 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
-import torch
 
-from hypergrad.cleaning.examples import Examples, Skipped
+from hypergrad.cleaning.examples import Examples
 from hypergrad.cleaning.reading import Embedding, Reading, open_source
 from hypergrad.cleaning.reading.options import listed
 from hypergrad.cleaning.reading.source import Rows, Source
 from hypergrad.errors import InputError
 from hypergrad.settings import check_count
-
-Duplicates = Literal["remove", "keep", "error"]
-MOST_REMOVED = 0.5
-"""Share of the training part that duplicates may be before that is taken for a mistake."""
 
 
 @final
@@ -32,14 +27,12 @@ class Parts:
         trusted: the examples whose labels are trusted, encoded like the training part. Their ``index`` is the row in
             the same input where they were split off, and the row in their own otherwise.
         split_off: whether the trusted part was split off the input, so that it is right by assumption only.
-        duplicates: examples of the training part that also stand in the trusted part and were removed, or kept.
         test: examples with right labels for measuring only, encoded like the training part.
     """
 
     train: Examples
     trusted: Examples
     split_off: bool
-    duplicates: int
     test: Examples | None = None
 
 
@@ -49,7 +42,6 @@ def read_parts(
     reading: Reading | None = None,
     *,
     test: str | Path | None = None,
-    duplicates: Duplicates = "remove",
     seed: int = 0,
     embed: Embedding | None = None,
 ) -> Parts:
@@ -64,14 +56,12 @@ def read_parts(
             examples, with the same columns. By default the arrays X_trusted and y_trusted of an archive.
         reading: how all are read.
         test: a file or folder with right labels, with the same columns, for measuring only.
-        duplicates: examples in both parts with the same features: "remove" them from the training part, "keep" them, or
-            raise an "error".
         seed: of the split, at least 0.
         embed: what makes numbers of texts.
 
     Raises:
         InputError: as :func:`~hypergrad.cleaning.reading.read` says; no trusted part, a share out of range, a class of
-            the trusted part that the training part does not have, or duplicates that are an error.
+            the trusted part that the training part does not have.
         MissingDependencyError: a package that this input needs is not installed.
 
     Example:
@@ -85,7 +75,6 @@ def read_parts(
     """
     check_count("read_parts", "seed", seed, least=0)
     reading = reading or Reading()
-    _check_choice(duplicates)
     share = _share(trusted)
     source = open_source(path, reading, embed=embed)
     classes = source.classes()
@@ -106,20 +95,11 @@ def read_parts(
     train = source.encode(encoder, own, classes, source.notes + remarks)
     right = other.encode(encoder, kept, classes)
     notes = [*train.notes, *_notes(train, right, share)]
-    keys = source.features.keys(own, train.inputs), other.features.keys(kept, right.inputs)
-    train, removed, said = _without_duplicates(train, right, keys, duplicates)
     measured = None
     if test is not None:
         last = open_source(test, reading, like=source, embed=embed)
         measured = last.encode(encoder, np.arange(len(last)), classes)
-    return Parts(replace(train, notes=(*notes, *said)), right, share is not None, removed, measured)
-
-
-def _check_choice(duplicates: str) -> None:
-    if duplicates not in ("remove", "keep", "error"):
-        raise InputError(
-            passed=f"duplicates={duplicates!r}", expected='"remove", "keep" or "error"', do="pick one of these"
-        )
+    return Parts(replace(train, notes=tuple(notes)), right, share is not None, measured)
 
 
 def _share(trusted: Any) -> float | None:
@@ -167,43 +147,3 @@ def _notes(train: Examples, right: Examples, share: float | None) -> list[str]:
             f"no trusted example of {len(missing)} classes, whose examples nothing can vouch for: {listed(missing)}"
         )
     return notes
-
-
-def _without_duplicates(
-    train: Examples, right: Examples, keys: tuple[list[bytes], list[bytes]], duplicates: Duplicates
-) -> tuple[Examples, int, list[str]]:
-    """Deal with training examples that also stand in the trusted part."""
-    first = {key: row for row, key in reversed(list(enumerate(keys[1])))}
-    twins = [(row, first[key]) for row, key in enumerate(keys[0]) if key in first]
-    if not twins:
-        return train, 0, []
-    row, twin = twins[0]
-    what = (
-        f"{len(twins):,} of {len(train):,} training examples that also stand in the trusted part, first row "
-        f"{int(train.index[row]):,}, which is row {int(right.index[twin]):,} there"
-    )
-    if duplicates == "error":
-        raise InputError(
-            passed=what,
-            expected="parts without a common example",
-            do="remove them, or pass duplicates='remove' (--duplicates remove)",
-        )
-    if duplicates == "keep":
-        return train, len(twins), [f"{what}: kept, so that the trusted part vouches for copies of itself"]
-    if len(twins) > MOST_REMOVED * len(train):
-        raise InputError(
-            passed=what,
-            expected="parts that are different examples: removing these would leave less than half",
-            do="check that the trusted file is not the input itself; if rows repeat for a reason, pass "
-            "duplicates='keep' (--duplicates keep)",
-        )
-    gone = {row for row, _ in twins}
-    odd = sum(int(train.labels[row]) != int(right.labels[twin]) for row, twin in twins)
-    left = [row for row in range(len(train)) if row not in gone]
-    skipped = tuple(
-        Skipped(f"row {int(train.index[row])}", f"the same as the trusted row {int(right.index[twin])}")
-        for row, twin in twins
-    )
-    rest = train.take(torch.tensor(left, dtype=torch.int64))
-    note = f"{what}: removed from the training part; {odd:,} of them had another label there"
-    return replace(rest, skipped=(*rest.skipped, *skipped)), len(twins), [note]

@@ -269,10 +269,6 @@ class Arrays:
         """Return the features of some rows."""
         return replace(self, x=self.x[rows])
 
-    def keys(self, rows: Rows, inputs: Tensor) -> list[bytes]:
-        """Return the inputs of each row as bytes."""
-        return [line.tobytes() for line in inputs.numpy() + np.float32(0)]  # −0 becomes 0
-
     def show(self, row: int) -> dict[str, Any]:
         """Return the picture, or the first numbers of a row."""
         x = self.x[row]

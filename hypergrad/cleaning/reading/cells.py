@@ -160,10 +160,6 @@ class Cells:
         """Return the features of some rows."""
         return replace(self, numbers=self.numbers[rows], codes=self.codes[rows])
 
-    def keys(self, rows: Rows, inputs: Tensor) -> list[bytes]:
-        """Return the inputs of each row as bytes."""
-        return [line.tobytes() for line in inputs.numpy() + np.float32(0)]  # −0 becomes 0
-
     def show(self, row: int) -> dict[str, Any]:
         """Return the cells of a row, as they were read."""
         cells: dict[str, Any] = {}

@@ -30,10 +30,6 @@ class Features(Protocol):
         """Return the encoder that these rows call for, and remarks on it."""
         ...
 
-    def keys(self, rows: Rows, inputs: Tensor) -> list[bytes]:
-        """Return something for each row that is the same where the examples are the same."""
-        ...
-
     def show(self, row: int) -> dict[str, Any]:
         """Return what a person would look at."""
         ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Any, final
 
 import numpy as np
@@ -61,10 +60,6 @@ class Texts:
     def take(self, rows: Rows) -> Texts:
         """Return the texts of some rows."""
         return replace(self, texts=[self.texts[row] for row in rows])
-
-    def keys(self, rows: Rows, inputs: Tensor) -> list[bytes]:
-        """Return a hash of each text."""
-        return [blake2b(self.texts[row].encode("utf-8", "surrogatepass"), digest_size=16).digest() for row in rows]
 
     def show(self, row: int) -> dict[str, Any]:
         """Return the beginning of a text."""

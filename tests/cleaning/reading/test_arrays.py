@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hypergrad.cleaning.reading import Reading, memory, read
+from hypergrad.cleaning.reading import memory, read
 from hypergrad.cleaning.trusted import read_parts
 from hypergrad.errors import InputError
 
@@ -241,25 +241,3 @@ def test_shares_out_of_range(tmp_path: Path, share: Any) -> None:
 def test_a_missing_trusted_part_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--trusted 0\.1"):
         read_parts(saved(tmp_path, X=X, y=Y))
-
-
-def test_duplicates_across_the_parts(tmp_path: Path) -> None:
-    x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
-    twins = {"X_trusted": x[[3, 4]], "y_trusted": [0, 0]}  # row 3 has the label 1 in the training part
-    path = saved(tmp_path, X=x, y=y, **twins)
-    parts = read_parts(path)
-    assert (len(parts.train), parts.duplicates) == (18, 2)
-    assert 3 not in parts.train.index
-    assert 4 not in parts.train.index
-    assert [one.place for one in parts.train.skipped] == ["row 3", "row 4"]
-    assert "2 of 20 training examples" in parts.train.notes[-1]
-    assert "1 of them had another label" in parts.train.notes[-1]
-    kept = read_parts(path, duplicates="keep")
-    assert (len(kept.train), kept.duplicates) == (20, 2)
-    with pytest.raises(InputError, match="first row 3, which is row 0 there"):
-        read_parts(path, duplicates="error")
-    with pytest.raises(InputError, match="duplicates="):
-        read_parts(path, duplicates="drop")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="the trusted file is not the input itself"):
-        read_parts(saved(tmp_path, X=x, y=y, X_trusted=x, y_trusted=y))
-    assert Reading().label is None
