@@ -12,7 +12,9 @@ COMMANDS = {
     "clean": "hypergrad.commands.clean:Clean",
     "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
+    "report": "hypergrad.commands.report:Report",
     "resume": "hypergrad.commands.resume:Resume",
+    "watch": "hypergrad.commands.watch:Watch",
 }
 """Module and class of each command; the class's name in lower case is the command's."""
 

@@ -20,13 +20,18 @@ class Watch:
         port: port to listen on, 0 for any that is free.
         host: address to listen on.
         allow_remote: let other machines read the report, with host 0.0.0.0 for instance.
+        until_ended: end by itself once the run has ended.
         json: print the address as a JSON object.
+
+    Example:
+        $ hypergrad watch hypergrad-demo --port 0 --until-ended
     """
 
     dir: Path
     port: int = 8617
     host: str = "127.0.0.1"
     allow_remote: bool = False
+    until_ended: bool = False
     json: bool = False
 
     def __call__(self) -> int:
@@ -38,6 +43,8 @@ class Watch:
             url = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
             line = json.dumps({"url": url}) if self.json else f"{url} shows {self.dir}; Ctrl-C ends it"
             print(line, flush=True)
+            if self.until_ended:
+                server.end_with_the_run()
             try:
                 server.serve_forever()
             except KeyboardInterrupt:

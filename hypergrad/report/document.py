@@ -47,7 +47,7 @@ def read_document(directory: str | os.PathLike[str], folder: Folder | None = Non
     status, level, going = _status(folder, run, result, comparison, steps)
     title = (
         run.get("title")
-        or (result.get("input") if kind == "cleaning" else comparison.get("task"))
+        or (result.get("input") if kind == "cleaning" else comparison.get("title") or comparison.get("task"))
         or folder.path.resolve().name
     )
     return Document(text_of(title, 120), KINDS[kind], status, level, going, _when(run, result), keys[:3], sections)
@@ -95,8 +95,8 @@ def _status(
         failed = stopped.startswith("failed")
         said = f"{text_of(stopped, 300)} (after {of})" if failed else f"stopped after {of}: {text_of(stopped, 300)}"
         return said, "bad" if failed else "good", False
-    if result or comparison:
-        return "finished", "good", False
+    if result or comparison or run:
+        return "finished" if result or comparison else f"ended after {of}", "good", False
     return f"{of} so far; whether it has ended was not recorded", "note", time.time() - folder.written() < SILENT
 
 

@@ -262,7 +262,7 @@ class Record(Callback):
         write_json(self.directory / "run.json", self._run)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write strict JSON; the file is whole wherever it exists."""
     text = json.dumps(value, allow_nan=False, indent=2, ensure_ascii=False)
     write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

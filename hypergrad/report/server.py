@@ -70,7 +70,7 @@ class Pages:
 
 def make_server(
     directory: str | os.PathLike[str], *, host: str = "127.0.0.1", port: int = 0, allow_remote: bool = False
-) -> ThreadingHTTPServer:
+) -> Server:
     """Return a server of the page, bound and not yet serving; its address is ``server_address``.
 
     It answers GET and HEAD of ``/`` and nothing else. A request that names another host than the one asked for is
@@ -95,7 +95,7 @@ def make_server(
         raise InputError(f"port={port}", "a port from 0 to 65535", "leave port out, or pass 0 for any that is free")
     pages = Pages(directory)
     try:
-        return _Server((host, port), pages, remote=allow_remote)
+        return Server((host, port), pages, remote=allow_remote)
     except OSError as error:
         raise InputError(
             passed=f"host={host!r}, port={port}, which cannot be listened on ({error.strerror or error})",
@@ -105,7 +105,9 @@ def make_server(
 
 
 @final
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """A server of one page."""
+
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # elsewhere it would let two servers share a port
 
@@ -115,6 +117,17 @@ class _Server(ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
+
+    def end_with_the_run(self) -> None:
+        """End once the run has ended, a moment after the page said so."""
+
+        def look() -> None:
+            while read_document(self.pages.directory).going:
+                time.sleep(WAIT)
+            time.sleep(2 * WAIT)
+            self.shutdown()
+
+        threading.Thread(target=look, daemon=True).start()
 
     def server_bind(self) -> None:
         """Bind without asking the name service who we are."""
@@ -127,7 +140,7 @@ class _Server(ThreadingHTTPServer):
 
 @final
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version, sys_version = "hypergrad", ""
     protocol_version = "HTTP/1.1"
     timeout = 30

@@ -21,6 +21,8 @@ TOP, RIGHT, BOTTOM = 30.0, 14.0, 46.0
 LETTER = 8.6
 """About the width of a digit in figures on a phone, where letters are larger."""
 MOST_POINTS, MOST_ROWS = 400, 25
+FAR = 1e150
+"""Numbers beyond this are drawn here."""
 STYLES = 6
 """Series that can be told apart."""
 
@@ -61,6 +63,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Return the place of a number."""
+        value = min(max(value, -FAR), FAR)
         if self.log:
             value = math.log10(max(value, 10.0**self.low))
         return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
@@ -83,6 +86,7 @@ def line_chart(
     x_name: str,
     y_name: str,
     log: bool = False,
+    x_log: bool = False,
     unit: tuple[float, float] | None = None,
     hint: str = "",
 ) -> Figure:
@@ -96,6 +100,7 @@ def line_chart(
         x_name: the horizontal axis.
         y_name: the vertical axis.
         log: whether the vertical axis is logarithmic; numbers of zero and below stand at its foot.
+        x_log: whether the horizontal axis is.
         unit: fixed limits of the vertical axis.
         hint: how to read it.
     """
@@ -107,9 +112,9 @@ def line_chart(
     labels = [_tick(value, log) for value in Scale(low, high, 0, 1, log).ticks()]
     left = 10.0 + LETTER * max(map(len, labels), default=1)
     down = Scale(low, high, HEIGHT - BOTTOM, TOP, log)
-    across = Scale(*_limits(xs, log=False, tight=True), left, WIDTH - RIGHT)
+    across = Scale(*_limits(xs, log=x_log, tight=True), left, WIDTH - RIGHT, x_log)
     root = _root(key, title, summary)
-    whole = all(x == int(x) for x in xs)
+    whole = not x_log and all(x == int(x) for x in xs)
     _grid(root, across, down, x_name, f"{y_name} (logarithmic)" if log else y_name, log, whole=whole)
     for line in lines:
         _draw(root, line, across, down)
@@ -201,8 +206,9 @@ def some_rows(rows: list[Row], most: int = MOST_ROWS) -> list[Row]:
 
 def _limits(values: Sequence[float], log: bool, *, tight: bool = False) -> tuple[float, float]:
     """Return limits with some room; of a logarithmic axis the exponents."""
+    values = [min(max(value, -FAR), FAR) for value in values]
     if log:
-        positive = [value for value in values if value > 0]
+        positive = [max(value, 1 / FAR) for value in values if value > 0]
         low, high = math.log10(min(positive)), math.log10(max(positive))
         if math.floor(high + 1e-9) - math.ceil(low - 1e-9) < 1:
             return math.floor(low - 1e-9), math.ceil(high + 1e-9)
@@ -222,13 +228,13 @@ def _grid(
         place = down(value)
         _add(root, "line", class_="grid", x1=across.first, x2=WIDTH - RIGHT, y1=place, y2=place)
         _add(root, "text", _tick(value, log), class_="tick end", x=across.first - 6, y=place + 4)
-    ticks = [value for value in across.ticks() if across.low - 1e-9 <= value <= across.high + 1e-9]
-    for value in ticks:
+    for value in across.ticks():
         if whole and value != int(value):
             continue
-        _add(root, "text", _tick(value, log=False), class_="tick middle", x=across(value), y=foot + 17)
+        _add(root, "text", _tick(value, across.log), class_="tick middle", x=across(value), y=foot + 17)
     _add(root, "line", class_="axis", x1=across.first, x2=WIDTH - RIGHT, y1=foot, y2=foot)
     _add(root, "text", y_name, class_="label", x=2, y=15)
+    x_name = f"{x_name} (logarithmic)" if across.log else x_name
     _add(root, "text", x_name, class_="label end", x=WIDTH - RIGHT, y=HEIGHT - 6)
 
 

@@ -103,4 +103,6 @@ def _plain(block: Block) -> dict[str, Any]:
             "kind": "gallery",
             "examples": [{"title": card.title, "facts": dict(card.facts), "mark": card.mark} for card in block.cards],
         }
+    if isinstance(block, Facts):
+        return {"kind": "facts", "pairs": [list(pair) for pair in block.pairs]}
     return dataclasses.asdict(block)
