@@ -13,17 +13,15 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from hypergrad.cleaning.cleaned import Cleaned
 from hypergrad.cleaning.folder import write
 from hypergrad.cleaning.reading.labels import safe_cell
 from hypergrad.version import __version__
-
-if TYPE_CHECKING:
-    from hypergrad.cleaning.clean import Cleaned
 
 PREVIEWS = 60
 COLUMNS = 12
