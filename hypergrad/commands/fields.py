@@ -151,14 +151,17 @@ def fields_of(command: type) -> list[Field]:
 
 
 def attributes(command: type) -> dict[str, str]:
-    """Return the texts of the ``Attributes:`` section of a class docstring under their names, for people.
+    """Return the texts of the ``Attributes:`` sections under their names, for people.
+
+    Fields that a class inherits are described where they are defined.
 
     Args:
         command: the class.
     """
     found: dict[str, list[str]] = {}
     name = ""
-    for line in section(command, "Attributes").splitlines():
+    classes = [kind for kind in reversed(command.__mro__) if dataclasses.is_dataclass(kind)]
+    for line in (line for kind in classes for line in section(kind, "Attributes").splitlines()):
         start = re.match(r"(\w+)(?: \([^)]*\))?: (.*)", line)
         if start:
             name, first = start.groups()

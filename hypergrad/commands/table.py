@@ -9,6 +9,7 @@ from hypergrad.errors import InputError, did_you_mean
 COMMANDS = {
     "algorithms": "hypergrad.commands.algorithms:Algorithms",
     "check": "hypergrad.commands.check:Check",
+    "clean": "hypergrad.commands.clean:Clean",
     "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
     "report": "hypergrad.commands.report:Report",
