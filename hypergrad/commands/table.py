@@ -10,6 +10,7 @@ COMMANDS = {
     "algorithms": "hypergrad.commands.algorithms:Algorithms",
     "check": "hypergrad.commands.check:Check",
     "clean": "hypergrad.commands.clean:Clean",
+    "compare": "hypergrad.commands.compare:Compare",
     "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
     "report": "hypergrad.commands.report:Report",
