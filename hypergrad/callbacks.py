@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import torch
 from hypergrad import saved, tree
 from hypergrad.bridges.bars import bar
 from hypergrad.errors import InputError, MissingDependencyError
-from hypergrad.files import write_whole
+from hypergrad.files import end_torn_line, write_whole
 from hypergrad.held_out import HeldOut
 from hypergrad.run import Progress, Run
 from hypergrad.settings import check_choice, check_counts, check_numbers
@@ -142,7 +143,7 @@ def _losses(progress: Progress, between: str) -> str:
 
 @final
 class History(Callback):
-    """One JSON object a step, appended to a file: loss, norm, seconds, passes, and the report's fields.
+    """One JSON object a step, appended to a file: loss, norm, seconds and passes of the step, and the report's fields.
 
     A line is written whole and flushed, so an interrupted run leaves complete lines; a torn last line of a machine
     that crashed is ended before new lines follow. NaN is written as ``null``.
@@ -159,11 +160,7 @@ class History(Callback):
     def start(self, run: Run, steps: int) -> None:
         """Make the folder and mend a torn last line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb+") as file:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
+        end_torn_line(self.path)
 
     def step(self, run: Run, progress: Progress) -> None:
         """Append a line."""
@@ -173,6 +170,7 @@ class History(Callback):
             "outer_loss": progress.outer_loss,
             "norm": progress.norm,
             "step_seconds": progress.seconds,
+            "step_cost": dataclasses.asdict(progress.cost),
             **{key: report[key] for key in report if key not in ("outer_loss", "algorithm")},
             **(self.extra(progress) if self.extra else {}),
         }

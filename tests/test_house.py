@@ -48,10 +48,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("callbacks", "population"),
     ("averaging",),
     ("trainer",),
+    ("report",),
     ("",),  # hypergrad/__init__.py: the public names
     ("bridges.tracking",),
     ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
-    ("testing", "demo", "cleaning"),
+    ("testing", "demo", "bridges.optuna", "cleaning"),
+    ("compare",),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -77,7 +79,7 @@ TOP_LEVEL = {
     ".ci",
 }
 OPTIONAL = {
-    *("higher", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
+    *("cmaes", "higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
     *("tensorboard", "torchdata", "tqdm", "wandb"),
 }
 SMOKE: dict[str, dict[str, Any]] = {
@@ -199,7 +201,9 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.commands", "hypergrad.demo"))
+        if not module.startswith(
+            tuple(f"hypergrad.{name}" for name in ("bridges", "commands", "compare", "demo", "report"))
+        )
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

@@ -151,11 +151,18 @@ def fields_of(command: type) -> list[Field]:
 
 
 def attributes(command: type) -> dict[str, str]:
-    """Return the texts of the ``Attributes:`` section of a class docstring under their names, for people.
+    """Return the texts of the ``Attributes:`` sections of a class and its bases under their names, for people.
 
     Args:
         command: the class.
     """
+    found: dict[str, str] = {}
+    for base in reversed(command.__mro__[:-1]):
+        found |= _attributes(base)
+    return found
+
+
+def _attributes(command: type) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     name = ""
     for line in section(command, "Attributes").splitlines():

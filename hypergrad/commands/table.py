@@ -9,9 +9,13 @@ from hypergrad.errors import InputError, did_you_mean
 COMMANDS = {
     "algorithms": "hypergrad.commands.algorithms:Algorithms",
     "check": "hypergrad.commands.check:Check",
+    "clean": "hypergrad.commands.clean:Clean",
+    "compare": "hypergrad.commands.compare:Compare",
     "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
+    "report": "hypergrad.commands.report:Report",
     "resume": "hypergrad.commands.resume:Resume",
+    "watch": "hypergrad.commands.watch:Watch",
 }
 """Module and class of each command; the class's name in lower case is the command's."""
 

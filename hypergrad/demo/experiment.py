@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -29,9 +30,10 @@ from torch.nn.functional import cross_entropy, relu
 
 import hypergrad as hg
 from hypergrad.demo.data import SIDE, Examples, NoisySplit, load, require, split
-from hypergrad.demo.figure import draw, table
-from hypergrad.errors import InputError, did_you_mean
+from hypergrad.demo.figure import draw, previews, table
+from hypergrad.errors import InputError, MissingDependencyError, did_you_mean
 from hypergrad.files import write_whole
+from hypergrad.report.record import write_json
 from hypergrad.tree import Tree
 
 MODELS = {"linear": "softmax regression", "mlp": "one hidden layer"}
@@ -49,7 +51,8 @@ ALGORITHM = hg.Implicit(
     stationarity=float("inf"),  # training is cut short on purpose: see the module's docstring
 )
 FINAL_TRAINING = hg.LBFGS(tolerance=1e-3, steps=100)
-FILES = ("result.json", "history.jsonl", "weights.npz", "cleaning.png", "checkpoint.pt")
+UNFINISHED = ("history.jsonl", "checkpoint.pt", "run.json", "hparams.jsonl")
+FILES = ("result.json", "weights.npz", "cleaning.png", "previews.json", "report.html", *UNFINISHED)
 
 
 def run(
@@ -67,9 +70,10 @@ def run(
 ) -> dict[str, Any]:
     """Clean a noisy training set, and write what was found.
 
-    ``out`` gets ``result.json``, ``history.jsonl``, ``weights.npz``, ``cleaning.png`` and ``checkpoint.pt``; those of
-    an earlier run there are removed first. An interrupted run leaves the history and the checkpoint, from which it can
-    be gone on with: the result is that of a run without interruption.
+    ``out`` gets ``result.json``, ``weights.npz``, ``cleaning.png``, ``previews.json``, ``history.jsonl``, ``run.json``,
+    ``hparams.jsonl``, ``checkpoint.pt`` and, where jinja2 is installed, ``report.html``, which shows all of it. Files
+    of an earlier run there are removed first. An interrupted run leaves the history and the checkpoint, from which it
+    can be gone on with: the result is that of a run without interruption.
 
     Args:
         model: ``"linear"`` (softmax regression) or ``"mlp"`` (one hidden layer).
@@ -97,8 +101,10 @@ def run(
     for module in ("matplotlib.figure", "sklearn.metrics"):
         require(module)  # missing ones are named before anything is computed
     parts = split(*load(data, root), seed)
-    _clear(out, keep=("history.jsonl", "checkpoint.pt") if resume and (out / "checkpoint.pt").exists() else ())
-    files: list[hg.Callback] = [hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    _clear(out, keep=UNFINISHED if resume and (out / "checkpoint.pt").exists() else ())
+    title = f"Data hyper-cleaning: {DATA_NAMES[data]}, {MODELS[model]}, seed {seed}"
+    record = hg.report.Record(out, title=title, kind="cleaning", settings={"model": model, "data": data})
+    files: list[hg.Callback] = [record, hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
     shown = [hg.ProgressBar(style="json") if progress == "json" else hg.ProgressBar()] if progress else []
     weights = tune(
         model,
@@ -118,8 +124,9 @@ def run(
         "model": model,
         "data": data,
     }
-    title = f"Data hyper-cleaning: {DATA_NAMES[data]}, {MODELS[model]}, seed {seed}"
     _write(out, parts, weights, result, title)
+    with suppress(MissingDependencyError):  # the report wants one package more
+        hg.report.write_report(out)
     (stream or sys.stdout).write(table(title, result, threshold=THRESHOLD))
     return result
 
@@ -314,6 +321,7 @@ def _write(out: Path, parts: NoisySplit, weights: Tensor, result: dict[str, Any]
         out / "cleaning.png",
         lambda path: draw(path, parts, weights, data=result["data"], threshold=THRESHOLD, title=title),
     )
+    write_json(out / "previews.json", previews(parts, weights, data=result["data"]))
     write_whole(
         out / "result.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     )

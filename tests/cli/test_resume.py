@@ -189,3 +189,31 @@ def test_a_demo_that_is_refused_saves_nothing(tmp_path: Path, capsys: Capture) -
     assert main(["demo", "--steps", "0", "--out", str(tmp_path / "run")]) == 2
     assert "steps=0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The comparison
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_goes_on_where_its_runs_end(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("optuna")
+    out = tmp_path / "comparison"
+    flags = ["--samplers", "random", "--spaces", "shared", "--seeds", "1", "--seconds", "0.05"]
+    assert main(["compare", *flags, "--json", "--quiet", "--out", str(out)]) == 0
+    first = json.loads(capsys.readouterr().out)
+    lines = (out / "runs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(lines) > 1
+    (out / "runs.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    assert main(["resume", str(out), "--json", "--quiet"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (out / "runs.jsonl").read_text(encoding="utf-8").startswith("".join(lines[:-1]))
+    assert len((out / "runs.jsonl").read_text(encoding="utf-8").splitlines()) == len(lines)
+    assert [method["name"] for method in again["methods"]] == [method["name"] for method in first["methods"]]
+
+
+def test_a_comparison_that_is_refused_saves_nothing(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("optuna")
+    assert main(["compare", "--seeds", "0", "--out", str(tmp_path / "run")]) == 2
+    assert "seeds=0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
