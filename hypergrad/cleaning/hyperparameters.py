@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergrad.cleaning.settings import Settings
+from hypergrad.guards import pinned_rng
 from hypergrad.hyperparameters import ExampleWeights, SoftLabels
 
 CONFIDENCE = 0.9
@@ -78,6 +79,12 @@ class Judgement(nn.Module):
         """Return the training loss of a batch, for the scores that ``score`` computes."""
         losses = loss(score(), self.targets(rows, labels))
         return torch.dot(self.weights_of(rows, losses), losses) / len(losses)
+
+
+def judge(labels: Tensor, classes: int, settings: Settings, seed: int, *, sparse: bool) -> Judgement:
+    """Return the hyperparameters at the start, with the random numbers of a seed; the global ones stay."""
+    with pinned_rng(torch.device("cpu"), seed):
+        return Judgement(labels, classes, settings, sparse=sparse)
 
 
 @final

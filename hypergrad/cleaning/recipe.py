@@ -84,7 +84,7 @@ def algorithm_named(settings: Settings, *, online: bool) -> Algorithm[Any]:
     if name not in known:
         raise InputError(
             passed=f"Settings(algorithm={settings.algorithm!r}){did_you_mean(name, ['auto', *linear, *known])}",
-            expected=f"one of {sorted(['auto', *linear, *known])}",
+            expected=f"one of {sorted({'auto', *linear, *known})}",
             do="pick one of these, or pass an algorithm object to clean(algorithm=...)",
         )
     needs = inspect.signature(known[name]).parameters

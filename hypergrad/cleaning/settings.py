@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
+from hypergrad.errors import InputError
 from hypergrad.settings import check_choice, check_counts, check_numbers
 
 Weighting = Literal["sigmoid", "softmax", "mlp"]
@@ -92,6 +93,12 @@ class Settings:
         """Check every setting."""
         for name, choices in CHOICES.items():
             check_choice(self, name, choices)
+        if not isinstance(self.correct_labels, bool):
+            raise InputError(
+                passed=f"Settings(correct_labels={self.correct_labels!r})",
+                expected="True or False",
+                do="leave correct_labels out for False",
+            )
         check_counts(self, "seeds", "steps", "inner_steps", "epochs", "every", "batch_size", "trusted_batch_size")
         check_counts(self, "final_epochs", "checkpoint_every")
         check_counts(self, "seed", "warmup", least=0)
@@ -103,10 +110,9 @@ class Settings:
         check_numbers(self, "held_out", least=0, below=1)
 
 
-CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "model": ("linear", "mlp", "convnet"),
     "weighting": ("sigmoid", "softmax", "mlp"),
     "mode": ("auto", "nested", "online"),
     "scaling": ("auto", "columns", "whole", "none"),
-    "correct_labels": (False, True),
 }
