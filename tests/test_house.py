@@ -83,6 +83,7 @@ OPTIONAL = {
     *("tensorboard", "torchdata", "tqdm", "wandb"),
 }
 SMOKE: dict[str, dict[str, Any]] = {
+    "cleaning_cost": {"examples": 128, "epochs": 1, "repeats": 1},
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
@@ -202,7 +203,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
         module: wanted
         for module, path in modules.items()
         if not module.startswith(
-            tuple(f"hypergrad.{name}" for name in ("bridges", "commands", "compare", "demo", "report"))
+            tuple(f"hypergrad.{name}" for name in ("bridges", "cleaning", "commands", "compare", "demo", "report"))
         )
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }

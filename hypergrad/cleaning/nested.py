@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypergrad import outer
 from hypergrad.callbacks import Callback, Checkpoint
-from hypergrad.cleaning.hyperparameters import MLP_RATE, Judgement, Levelled
+from hypergrad.cleaning.hyperparameters import LABEL_FACTOR, MLP_RATE, Judgement, Levelled, judge
 from hypergrad.cleaning.recipe import Outcome, Recipe, outcome
 from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.sources import Source
@@ -43,7 +43,7 @@ def run_nested(
         callbacks: of the trainer.
     """
     settings, module = recipe.settings, recipe.build(seed)
-    judgement = Judgement(train.labels, recipe.classes, settings, sparse=False)
+    judgement = judge(train.labels, recipe.classes, settings, seed, sparse=False)
     problem = objectives(recipe, module, judgement, train, trusted)
     saving = [] if folder is None else [Checkpoint(folder, every=settings.checkpoint_every)]
     trainer = Trainer(
@@ -68,9 +68,9 @@ def run_nested(
 
 def move(settings: Settings) -> outer.OuterMove:
     """Return what moves the hyperparameters: Adam for a network, steps of one typical length for all else."""
+    groups = {"labels.soft_labels": {"lr": LABEL_FACTOR * settings.rate}} if settings.correct_labels else {}
     if settings.weighting != "mlp":
-        return outer.Torch(Levelled, lr=settings.rate)
-    groups = {"labels.soft_labels": {"lr": settings.rate}} if settings.correct_labels else {}
+        return outer.Torch(Levelled, groups=groups, lr=settings.rate, falling=True)
     return outer.Torch(torch.optim.Adam, groups=groups, lr=MLP_RATE)
 
 
@@ -90,14 +90,14 @@ def objectives(recipe: Recipe, module: nn.Module, judgement: Judgement, train: S
         )
         return found
 
-    def judge(params: Tree, _hparams: Tree) -> Tensor:
+    def outer_loss(params: Tree, _hparams: Tree) -> Tensor:
         return recipe.loss(_scores(module, params, right), trusted.labels).mean()
 
     def penalty(params: Tree, _hparams: Tree) -> Tensor:
         squares = torch.stack([value.square().sum() for value in params.values()])
         return recipe.settings.penalty / 2 * squares.sum()
 
-    return Problem(inner, judge, penalty=penalty if recipe.settings.penalty else None)
+    return Problem(inner, outer_loss, penalty=penalty if recipe.settings.penalty else None)
 
 
 def _scores(module: nn.Module, params: Any, inputs: Tensor) -> Tensor:
