@@ -102,6 +102,28 @@ def test_a_share_is_split_off_and_kept(table: Path, tmp_path: Path, capsys: pyte
     assert result["kept"] == len(kept)
 
 
+def test_a_folder_of_images_is_cleaned(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    draw = np.random.default_rng(0)
+    for number in range(60):
+        folder = tmp_path / "pictures" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shade = draw.integers(0, 100, (6, 6)) + (150 if (number % 2) != (number < 6) else 0)
+        image.fromarray(shade.astype(np.uint8)).save(folder / f"{number:02d}.png")
+    (tmp_path / "pictures" / "dark" / "01.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert Clean(input=tmp_path / "pictures", trusted=0.3, out=out, **QUICK)() == 0
+    with (out / "files.csv").open(encoding="utf-8", newline="") as file:
+        names = {int(row["index"]): row["file"] for row in csv.DictReader(file)}
+    assert len(names) == 61
+    assert names[0] == "dark/00.png"
+    assert names[60] == "light/59.png"
+    assert result_of(out)["skipped"][0]["index"] == "dark/01.png"
+    for entry in json.loads((out / "previews.json").read_text(encoding="utf-8")):
+        assert entry["image"].startswith("data:image/png;base64,")
+        assert entry["given"] == names[entry["index"]].partition("/")[0]
+
+
 def test_the_folder_is_not_overwritten_unasked(table: Path, checked: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -260,6 +260,18 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "expected: a" in refused(path)
 
 
+def test_a_parquet_file_that_grows_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"x": np.zeros(2_000_000), "kind": np.zeros(2_000_000, np.int8)}), path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    monkeypatch.setattr("hypergrad.cleaning.reading.parquet.ArrowTable.chunks", None)
+    assert "2,000,000 rows with 2 columns, which would take about 61.0 MiB" in refused(path)
+
+
 def test_ten_thousand_columns(csv: Any) -> None:
     names = ",".join(f"c{n}" for n in range(10_000))
     rows = "".join(",".join(str((n * k) % 7) for n in range(10_000)) + f",{'ab'[k % 2]}\n" for k in range(4))
