@@ -301,6 +301,12 @@ def test_a_table_of_many_pieces_is_streamed(csv: Any, monkeypatch: pytest.Monkey
     assert torch.equal(read(csv(text), label="kind").inputs, whole.inputs)
 
 
+def test_a_line_without_end_is_refused_before_it_is_held(csv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypergrad.cleaning.reading.delimited.MOST_CHARACTERS", 1000)
+    assert "a line of 1,000 characters or more" in refused(csv("size,kind\n1,a\n" + "2" * 5000))
+    assert "a line of 1,000 characters or more" in refused(csv("size" * 300))
+
+
 def test_control_groups_limit_what_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
