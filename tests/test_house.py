@@ -77,6 +77,7 @@ TOP_LEVEL = {
 }
 OPTIONAL = {"higher", "jinja2", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
+    "cleaning_cost": {"examples": 128, "epochs": 1, "repeats": 1},
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
@@ -195,7 +196,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.demo", "hypergrad.report"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.cleaning", "hypergrad.demo", "hypergrad.report"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}
