@@ -20,7 +20,7 @@ from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.trusted import Parts
 from hypergrad.commands.fields import flag, positional
 from hypergrad.commands.status import SUCCESS
-from hypergrad.errors import HypergradWarning
+from hypergrad.errors import HypergradWarning, MissingDependencyError
 from hypergrad.files import write_whole
 
 T = TypeVar("T")
@@ -105,7 +105,10 @@ class Clean(Settings, Reading):
         result = self._completed(parts)
         if files:
             write_whole(self.out / FILES, lambda to: _list(to, files))
-        write_report(self.out)
+        try:
+            write_report(self.out)
+        except MissingDependencyError as error:  # hours of work are no reason to fail
+            print(f"note: {REPORT} was not written; {error.do}, then hypergrad report {self.out}", file=sys.stderr)
         print(json.dumps(result, allow_nan=False) if self.json else self._summary(result))
         return SUCCESS
 
@@ -154,7 +157,8 @@ class Clean(Settings, Reading):
         return result
 
     def _summary(self, result: dict[str, Any]) -> str:
-        lines = [f"{result['suspicious']:,} of {result['examples']:,} labels look wrong; open {self.out / REPORT}"]
+        page = REPORT if (self.out / REPORT).exists() else "suspicious.csv"
+        lines = [f"{result['suspicious']:,} of {result['examples']:,} labels look wrong; open {self.out / page}"]
         skipped = result.get("skipped") or []
         if skipped:
             lines.append(f"{len(skipped):,} inputs were left out: see {self.out / RESULT}")

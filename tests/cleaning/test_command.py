@@ -19,7 +19,7 @@ import hypergrad as hg
 from hypergrad import cli
 from hypergrad.commands.clean import Clean
 from hypergrad.commands.saved import load_command
-from hypergrad.errors import InputError, NoisyTrustedWarning
+from hypergrad.errors import InputError, MissingDependencyError, NoisyTrustedWarning
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -100,6 +100,21 @@ def test_a_share_is_split_off_and_kept(table: Path, tmp_path: Path, capsys: pyte
     kept = np.load(out / "cleaned_indices.npy")
     assert sorted([*kept.tolist(), *rows_of(out)]) == list(range(240))
     assert result["kept"] == len(kept)
+
+
+def test_a_missing_package_of_the_report_loses_nothing(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(directory: Path) -> Path:
+        raise MissingDependencyError("a report", "jinja2", 'pip install "hypergrad-engine[report]"')
+
+    monkeypatch.setattr("hypergrad.report.write_report", missing)
+    out = tmp_path / "out"
+    assert Clean(input=table, label="kind", trusted=0.2, out=out, **QUICK)() == 0
+    found = capsys.readouterr()
+    assert "hypergrad-engine[report]" in found.err
+    assert f"open {out / 'suspicious.csv'}" in found.out
+    assert not (out / "report.html").exists()
 
 
 def test_a_folder_of_images_is_cleaned(tmp_path: Path) -> None:
