@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
@@ -14,15 +15,16 @@ from typing import Any, TypeVar, final
 import numpy as np
 
 from hypergrad.cleaning.reading import Reading
+from hypergrad.cleaning.reading.labels import safe_cell
 from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.trusted import Parts
 from hypergrad.commands.fields import flag, positional
 from hypergrad.commands.status import SUCCESS
-from hypergrad.errors import HypergradWarning
+from hypergrad.errors import HypergradWarning, MissingDependencyError
 from hypergrad.files import write_whole
 
 T = TypeVar("T")
-RESULT, KEPT, REPORT = "result.json", "cleaned_indices.npy", "report.html"
+RESULT, KEPT, REPORT, FILES = "result.json", "cleaned_indices.npy", "report.html", "files.csv"
 
 
 @final
@@ -73,6 +75,8 @@ class Clean(Settings, Reading):
 
     def _run(self, *, resume: bool) -> int:
         from hypergrad.cleaning import clean
+        from hypergrad.cleaning.reading import is_folder_of_images
+        from hypergrad.cleaning.reading.images import picture_files
         from hypergrad.cleaning.trusted import read_parts
         from hypergrad.report import write_report
 
@@ -87,6 +91,7 @@ class Clean(Settings, Reading):
                 seed=self.seed,
             )
             self._say(parts.train.notes)
+            files = picture_files(self.input) if is_folder_of_images(self.input) else []
             clean(
                 parts.train,
                 parts.trusted,
@@ -98,7 +103,12 @@ class Clean(Settings, Reading):
                 callbacks=self._callbacks(),
             )
         result = self._completed(parts)
-        write_report(self.out)
+        if files:
+            write_whole(self.out / FILES, lambda to: _list(to, files))
+        try:
+            write_report(self.out)
+        except MissingDependencyError as error:  # hours of work are no reason to fail
+            print(f"note: {REPORT} was not written; {error.do}, then hypergrad report {self.out}", file=sys.stderr)
         print(json.dumps(result, allow_nan=False) if self.json else self._summary(result))
         return SUCCESS
 
@@ -120,7 +130,7 @@ class Clean(Settings, Reading):
         class Remember(hg.Callback):
             """Saves the command once its inputs are known to be right, and the folder is ready."""
 
-            def start(self, _run: hg.Run, steps: int) -> None:
+            def start(self, run: hg.Run, steps: int) -> None:
                 save_command(command, command.out)
 
         command, shown = self, not (self.quiet or self.json)
@@ -147,11 +157,19 @@ class Clean(Settings, Reading):
         return result
 
     def _summary(self, result: dict[str, Any]) -> str:
-        lines = [f"{result['suspicious']:,} of {result['examples']:,} labels look wrong; open {self.out / REPORT}"]
+        page = REPORT if (self.out / REPORT).exists() else "suspicious.csv"
+        lines = [f"{result['suspicious']:,} of {result['examples']:,} labels look wrong; open {self.out / page}"]
         skipped = result.get("skipped") or []
         if skipped:
             lines.append(f"{len(skipped):,} inputs were left out: see {self.out / RESULT}")
         return "\n".join(lines)
+
+
+def _list(path: Path, files: list[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "file"])
+        writer.writerows((index, safe_cell(name)) for index, name in enumerate(files))
 
 
 def _save(path: Path, rows: np.ndarray[Any, Any]) -> None:

@@ -142,9 +142,14 @@ def open_source(
     return replace(source, features=replace(source.features, embed=embed))
 
 
+def is_folder_of_images(path: Path) -> bool:
+    """Return whether a path is read as a folder with one folder of images for each class."""
+    return path.is_dir() and not is_dataset(path)
+
+
 def _reader(path: Path) -> Callable[[Path, Reading, Any], Source]:
     if path.is_dir():
-        return read_dataset if is_dataset(path) else read_folder
+        return read_folder if is_folder_of_images(path) else read_dataset
     if not path.exists():
         folder = path.parent
         near = did_you_mean(path.name, [each.name for each in folder.iterdir()]) if folder.is_dir() else ""

@@ -19,7 +19,7 @@ from torch import Tensor
 from hypergrad.cleaning.reading.cells import Plan, left_out
 from hypergrad.cleaning.reading.labels import check_classes, named
 from hypergrad.cleaning.reading.memory import check_fits
-from hypergrad.cleaning.reading.options import Reading, listed
+from hypergrad.cleaning.reading.options import Reading, check_unused, listed
 from hypergrad.cleaning.reading.pictures import data_address
 from hypergrad.cleaning.reading.source import Rows, Source
 from hypergrad.errors import InputError, did_you_mean
@@ -46,6 +46,7 @@ def read_npz(path: Path, reading: Reading, plan: Plan | tuple[int, ...] | None) 
         InputError: an archive that is damaged or crafted, that lacks an array, holds objects or more than memory, or
             arrays that are no features and labels.
     """
+    check_unused(reading, path, "text", "split")
     names = (reading.features or ("X",))[0], reading.label or "y"
     with _opened(path) as archive:
         arrays = _Members.of(path, archive)

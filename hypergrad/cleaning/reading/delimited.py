@@ -21,6 +21,8 @@ from hypergrad.errors import InputError, did_you_mean
 
 CELLS = 200_000
 """Cells that are held at a time."""
+MOST_CHARACTERS = 2**24
+"""Characters that a line stays below."""
 SAMPLE = 2**20
 """Bytes from which the number of rows is estimated."""
 SEPARATORS = ",;\t|"
@@ -131,7 +133,7 @@ class Csv:
             yield self._checked(file)
 
     def _checked(self, file: TextIO) -> Iterator[list[str]]:
-        reader = csv.reader(file, delimiter=self.separator, strict=True)
+        reader = csv.reader(self._lines(file), delimiter=self.separator, strict=True)
         try:
             for record in reader:
                 if not record:
@@ -152,6 +154,18 @@ class Csv:
             ) from error
         except UnicodeError as error:
             raise _undecodable(self.path, self.encoding, error, f" after line {reader.line_num:,}") from error
+
+
+    def _lines(self, file: TextIO) -> Iterator[str]:
+        """Yield lines, none of which takes all memory."""
+        while line := file.readline(MOST_CHARACTERS):
+            if len(line) == MOST_CHARACTERS:
+                raise InputError(
+                    passed=f"{self.name} with a line of {MOST_CHARACTERS:,} characters or more",
+                    expected="lines that hold one row each",
+                    do="check whether the file is a table, and whether it has line ends",
+                )
+            yield line
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeError, where: str = "") -> InputError:

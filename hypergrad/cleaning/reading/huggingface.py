@@ -19,7 +19,7 @@ from hypergrad.cleaning.reading.arrays import Arrays
 from hypergrad.cleaning.reading.images import Pictures, Shape
 from hypergrad.cleaning.reading.labels import check_classes, named, printable
 from hypergrad.cleaning.reading.memory import check_fits
-from hypergrad.cleaning.reading.options import Reading, listed
+from hypergrad.cleaning.reading.options import Reading, check_unused, listed
 from hypergrad.cleaning.reading.packages import require
 from hypergrad.cleaning.reading.parquet import ArrowTable
 from hypergrad.cleaning.reading.source import Source
@@ -60,7 +60,12 @@ def read_dataset(path: Path, reading: Reading, plan: Any) -> Source:
             whole.validate(full=True)
             table = ArrowTable.of(folder.name, whole.schema, whole.num_rows, _batches(whole), coded)
             pictures = [name for name, kind in types.items() if kind.get("_type") == "Image" and name in table.columns]
-            if pictures and reading.text is None and (plan is None or isinstance(plan, Shape)):
+            if (
+                pictures
+                and reading.text is None
+                and reading.features is None
+                and (plan is None or isinstance(plan, Shape))
+            ):
                 return _pictures(table, whole, pictures[0], reading, plan)
             return read_table(table, reading, plan)
         except (arrow.ArrowException, OSError, UnicodeError) as error:
@@ -167,6 +172,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _pictures(table: ArrowTable, whole: Any, column: str, reading: Reading, plan: Shape | None) -> Source:
     """Return the pictures of a column; only those whose bytes are in the data set."""
+    check_unused(reading, Path(table.name), "truth")
     if reading.label is None or reading.label not in table.columns:
         raise InputError(
             passed=f"{table.name} with label={reading.label!r}",

@@ -17,7 +17,7 @@ from hypergrad.cleaning.examples import Skipped
 from hypergrad.cleaning.reading.arrays import Arrays
 from hypergrad.cleaning.reading.labels import check_classes, printable
 from hypergrad.cleaning.reading.memory import check_fits
-from hypergrad.cleaning.reading.options import Reading
+from hypergrad.cleaning.reading.options import Reading, check_unused
 from hypergrad.cleaning.reading.packages import require
 from hypergrad.cleaning.reading.source import Source
 from hypergrad.errors import InputError
@@ -59,6 +59,7 @@ def read_folder(path: Path, reading: Reading, plan: Any) -> Source:
         InputError: no folder of a class, fewer than two classes with pictures, or more than memory can hold.
         MissingDependencyError: Pillow is not installed.
     """
+    check_unused(reading, path, "label", "text", "features", "truth", "split")
     skipped: list[Skipped] = []
     files: list[tuple[str, str, Path]] = []
     for label, place, file in _files(path):
@@ -86,6 +87,15 @@ def read_folder(path: Path, reading: Reading, plan: Any) -> Source:
         skipped=(*skipped, *found.skipped),
         notes=found.notes,
     )
+
+
+def picture_files(path: Path) -> list[str]:
+    """Return the pictures of a folder, relative to it, in the order in which :func:`read_folder` counts them.
+
+    Args:
+        path: the folder.
+    """
+    return [place for _, place, file in _files(path) if file is not None]
 
 
 def _files(path: Path) -> Iterator[tuple[str, str, Path | None]]:

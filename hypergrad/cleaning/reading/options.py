@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from hypergrad.errors import InputError
@@ -80,6 +81,24 @@ class Reading:
                 f"text={self.text!r}, features={self.features and list(self.features)}",
                 expected="another column for each",
                 do="check the names; the label and the truth are no features",
+            )
+
+
+def check_unused(reading: Reading, path: Path, *names: str) -> None:
+    """Raise :class:`~hypergrad.errors.InputError` for settings that mean nothing for an input.
+
+    Args:
+        reading: the settings.
+        path: the input.
+        names: the settings that it has no use for.
+    """
+    for name in names:
+        value = getattr(reading, name)
+        if value is not None:
+            raise InputError(
+                passed=f"{name}={value!r} for {path.name}",
+                expected=f"no {name}, which an input of this kind does not have",
+                do=f"leave {name} (--{name}) out",
             )
 
 

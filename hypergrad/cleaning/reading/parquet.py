@@ -43,7 +43,9 @@ def read_parquet(path: Path, reading: Reading, plan: Plan | None) -> Source:
             opened = library.ParquetFile(file)
             size = sum(opened.metadata.row_group(n).total_byte_size for n in range(opened.metadata.num_row_groups))
             table = ArrowTable.of(path.name, opened.schema_arrow, opened.metadata.num_rows, opened.iter_batches)
-            check_fits(f"{path.name}, unpacked", 0 if reading.text is None else 2.0 * size, LESS)
+            cells = 16.0 * table.rows * len(reading.features or table.columns)
+            what = f"{path.name}, {table.rows:,} rows with {len(table.columns):,} columns"
+            check_fits(what, cells if reading.text is None else 2.0 * size, LESS)
             return read_table(table, reading, plan)
         except (arrow.ArrowException, OSError, UnicodeError) as error:
             raise InputError(

@@ -118,7 +118,7 @@ def _roles(table: Table, reading: Reading, spoken_for: list[str]) -> dict[str, R
     for chunk in table.chunks(scanned):
         for name in scanned:
             seen[name].look(chunk[name])
-    roles = {
+    roles: dict[str, Role] = {
         name: column.role(wanted=wanted is not None, categories=reading.categories) for name, column in seen.items()
     }
     used = [column for name, column in seen.items() if roles[name] in ("number", "category")]

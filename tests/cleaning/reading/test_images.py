@@ -210,6 +210,11 @@ def test_the_same_picture_in_another_format_is_the_same(folder: Path, tmp_path: 
     assert torch.equal(parts.trusted.inputs[0], parts.train.inputs[0])
 
 
+@pytest.mark.parametrize("name", ["label", "text", "features", "truth", "split"])
+def test_settings_that_mean_nothing_here(folder: Path, name: str) -> None:
+    assert f"leave {name}" in refused(folder, **{name: "x"})
+
+
 def test_missing_pillow_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -260,6 +260,18 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "expected: a" in refused(path)
 
 
+def test_a_parquet_file_that_grows_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"x": np.zeros(2_000_000), "kind": np.zeros(2_000_000, np.int8)}), path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(memory, "available", lambda: 2**25)
+    monkeypatch.setattr("hypergrad.cleaning.reading.parquet.ArrowTable.chunks", None)
+    assert "2,000,000 rows with 2 columns, which would take about 61.0 MiB" in refused(path)
+
+
 def test_ten_thousand_columns(csv: Any) -> None:
     names = ",".join(f"c{n}" for n in range(10_000))
     rows = "".join(",".join(str((n * k) % 7) for n in range(10_000)) + f",{'ab'[k % 2]}\n" for k in range(4))
@@ -287,6 +299,12 @@ def test_a_table_of_many_pieces_is_streamed(csv: Any, monkeypatch: pytest.Monkey
     whole = read(csv(text), label="kind")
     monkeypatch.setattr("hypergrad.cleaning.reading.delimited.CELLS", 7)
     assert torch.equal(read(csv(text), label="kind").inputs, whole.inputs)
+
+
+def test_a_line_without_end_is_refused_before_it_is_held(csv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypergrad.cleaning.reading.delimited.MOST_CHARACTERS", 1000)
+    assert "a line of 1,000 characters or more" in refused(csv("size,kind\n1,a\n" + "2" * 5000))
+    assert "a line of 1,000 characters or more" in refused(csv("size" * 300))
 
 
 def test_control_groups_limit_what_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
