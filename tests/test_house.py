@@ -76,6 +76,7 @@ TOP_LEVEL = {
 }
 OPTIONAL = {"higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
 SMOKE: dict[str, dict[str, Any]] = {
+    "cleaning_cost": {"examples": 128, "epochs": 1, "repeats": 1},
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
@@ -194,7 +195,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.demo"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.cleaning", "hypergrad.demo"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -189,13 +188,11 @@ def _outcome(seed: int, recipe: Recipe, parts: Parts, folder: Folder, callbacks:
 def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: list[str], trust: Trust) -> dict[str, Any]:
     """Return the fields of :class:`Cleaned` that follow from the scores."""
     settings, train = recipe.settings, parts.train
-    level = math.log(settings.threshold) - math.log1p(-settings.threshold)
     scores = [one.score for one in outcomes]
     mean = torch.stack(scores).mean(dim=0)
+    level = ranking.level_of(mean, settings.threshold)
     mean[parts.unjudged(train)] = max(0.0, level)
-    guarded = ranking.guard(
-        mean, train.labels, recipe.classes, threshold=settings.threshold, most_lost=settings.most_lost
-    )
+    guarded = ranking.guard(mean, train.labels, recipe.classes, level=level, most_lost=settings.most_lost)
     notes += [
         f"the guard kept class {train.classes[number]!r} from losing more than {settings.most_lost:.0%} of its "
         "examples or of its weight"
@@ -206,15 +203,17 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
     stability = ranking.agreement(scores, suspicious, level)
     kept = (~suspicious).nonzero()[:, 0]
     tuned = [one.labels for one in outcomes if one.labels is not None]
-    labels = torch.stack(tuned).mean(dim=0).argmax(dim=1) if tuned else None
+    mean_labels = torch.stack(tuned).mean(dim=0) if tuned else None
     final = trained(recipe, train.take(kept), settings.seed)
     proposed = train.labels.clone()
     if bool(suspicious.any()):
-        guess = labels if labels is not None else probabilities(final, train).argmax(dim=1)
-        proposed[suspicious] = guess[suspicious]
+        chances = probabilities(final, train)
+        guess = chances if mean_labels is None else chances * mean_labels
+        proposed[suspicious] = guess.argmax(dim=1)[suspicious]
     wrong = None if train.truth is None else train.truth != train.labels
     rows = np.concatenate([train.index[kept.numpy()], parts.agreeing])
     return {
+        "threshold": float(torch.tensor(level, dtype=torch.float64).sigmoid()),
         "weight": weight.numpy(),
         "rank": ranking.ranks(guarded.score).numpy(),
         "stability": stability.numpy(),
@@ -227,7 +226,7 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
         "noise_estimate": float(suspicious.double().mean()),
         "trusted": trust,
         "stability_report": ranking.compare(scores, stability, suspicious, settings.seed),
-        "accuracy": _accuracies(recipe, parts, final, labels),
+        "accuracy": _accuracies(recipe, parts, final, None if mean_labels is None else mean_labels.argmax(dim=1)),
         "detection": None if wrong is None else ranking.detection(weight, suspicious, wrong),
         "histogram": ranking.histogram(weight, suspicious, wrong),
         "skipped": (*train.skipped, *parts.skipped),

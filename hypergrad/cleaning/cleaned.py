@@ -23,9 +23,11 @@ class Cleaned:
         weight: learned weights from 0 to 1, shape (n,); 1/2 is that of the start, or of a typical example.
         rank: 1 for the most suspicious example.
         stability: share of the seeds that judge the example as all of them together do, from 0 to 1.
+        threshold: weight below which an example is suspicious.
         suspicious: whether the weight is below the threshold.
         given: given classes as whole numbers.
-        proposed: classes that suspicious examples seem to have, the given ones for all others.
+        proposed: classes that suspicious examples seem to have by the final model, and by their tuned labels where
+            labels are tuned; the given ones for all others.
         index: row of each example in the input.
         kept: rows of the input that are kept, ascending whole numbers of 64 bits.
         classes: names of the classes.
@@ -46,6 +48,7 @@ class Cleaned:
         source: the judged examples.
     """
 
+    threshold: float
     weight: np.ndarray[Any, np.dtype[np.float64]]
     rank: np.ndarray[Any, np.dtype[np.int64]]
     stability: np.ndarray[Any, np.dtype[np.float64]]

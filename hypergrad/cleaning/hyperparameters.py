@@ -17,6 +17,8 @@ CONFIDENCE = 0.9
 """Probability of the given label at the start, where labels are tuned."""
 HIDDEN = 100
 MLP_RATE = 0.01
+LABEL_FACTOR = 3.0
+"""Step of the labels' logits in units of that of the weights: the given label has a head start."""
 
 
 @final
@@ -80,7 +82,7 @@ class Judgement(nn.Module):
 
 @final
 class Levelled(Optimizer):
-    """Gradient steps of one typical length: λ ← λ − lr · g / r with r the root mean square of the gradient's entries.
+    """Gradient steps λ ← λ − lr · g / r, where r is the root mean square of the gradient's entries.
 
     Proportions between entries stay, which tell how harmful a label is; the gradient's scale, which depends on the
     data, the model and the linear solver, goes. Sparse gradients move their rows alone.
@@ -88,11 +90,13 @@ class Levelled(Optimizer):
     Args:
         params: what is moved.
         lr: typical change of an entry in one step, above 0.
+        falling: whether r is the largest one so far, so that steps fall with the gradient; that of a noisy gradient
+            would fall too soon.
     """
 
-    def __init__(self, params: Any, lr: float) -> None:
+    def __init__(self, params: Any, lr: float, *, falling: bool = False) -> None:
         """Keep the settings."""
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, {"lr": lr, "falling": falling})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -107,5 +111,8 @@ class Levelled(Optimizer):
                     continue
                 entries = tensor.grad.coalesce().values() if tensor.grad.is_sparse else tensor.grad
                 level = entries.square().mean().sqrt().clamp_min(torch.finfo(entries.dtype).tiny)
+                if group["falling"]:
+                    kept = self.state[tensor]
+                    level = kept["level"] = torch.maximum(level, kept["level"]) if kept else level
                 tensor.add_(tensor.grad * (-group["lr"] / level))
         return value

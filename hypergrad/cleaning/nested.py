@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypergrad import outer
 from hypergrad.callbacks import Callback, Checkpoint
-from hypergrad.cleaning.hyperparameters import MLP_RATE, Judgement, Levelled
+from hypergrad.cleaning.hyperparameters import LABEL_FACTOR, MLP_RATE, Judgement, Levelled
 from hypergrad.cleaning.recipe import Outcome, Recipe, outcome
 from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.sources import Source
@@ -68,9 +68,9 @@ def run_nested(
 
 def move(settings: Settings) -> outer.OuterMove:
     """Return what moves the hyperparameters: Adam for a network, steps of one typical length for all else."""
+    groups = {"labels.soft_labels": {"lr": LABEL_FACTOR * settings.rate}} if settings.correct_labels else {}
     if settings.weighting != "mlp":
-        return outer.Torch(Levelled, lr=settings.rate)
-    groups = {"labels.soft_labels": {"lr": settings.rate}} if settings.correct_labels else {}
+        return outer.Torch(Levelled, groups=groups, lr=settings.rate, falling=True)
     return outer.Torch(torch.optim.Adam, groups=groups, lr=MLP_RATE)
 
 

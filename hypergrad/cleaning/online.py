@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hypergrad import saved, tree
 from hypergrad.callbacks import Callback, Checkpoint, load_checkpoint
-from hypergrad.cleaning.hyperparameters import MLP_RATE, Judgement, Levelled
+from hypergrad.cleaning.hyperparameters import LABEL_FACTOR, MLP_RATE, Judgement, Levelled
 from hypergrad.cleaning.recipe import MOMENTUM, Outcome, Recipe, outcome
 from hypergrad.cleaning.sources import Source
 from hypergrad.data import TensorSampler
@@ -227,12 +227,11 @@ def _sampler(source: Source, batch_size: int, seed: int) -> TensorSampler:
 
 def _move(recipe: Recipe, judgement: Judgement) -> torch.optim.Optimizer:
     settings = recipe.settings
-    if settings.weighting != "mlp":
-        return Levelled(judgement.parameters(), lr=settings.rate)
-    groups = [{"params": list(judgement.weights.parameters()), "lr": MLP_RATE}]
+    net = settings.weighting == "mlp"
+    groups = [{"params": list(judgement.weights.parameters()), "lr": MLP_RATE if net else settings.rate}]
     if judgement.labels is not None:
-        groups.append({"params": list(judgement.labels.parameters()), "lr": settings.rate})
-    return torch.optim.Adam(groups)
+        groups.append({"params": list(judgement.labels.parameters()), "lr": LABEL_FACTOR * settings.rate})
+    return torch.optim.Adam(groups) if net else Levelled(groups, lr=settings.rate)
 
 
 def _entries(grad: Tensor) -> Tensor:

@@ -30,20 +30,40 @@ class Guarded:
     acted: dict[int, float]
 
 
-def guard(score: Tensor, labels: Tensor, classes: int, *, threshold: float, most_lost: float) -> Guarded:
+def level_of(score: Tensor, threshold: float | None) -> float:
+    """Return the score below which an example is suspicious.
+
+    Args:
+        score: logits of the weights, of shape (n,).
+        threshold: a weight, or ``None`` for the score that splits the scores into the two groups with the smallest
+            variances within (Otsu, 1979), at most 0. Scores beyond ±8 count as ±8.
+    """
+    if threshold is not None:
+        return math.log(threshold) - math.log1p(-threshold)
+    ordered = score.double().clamp(-8, 8).sort().values
+    count = torch.arange(1, len(ordered), dtype=torch.float64)
+    left, right = ordered.cumsum(0)[:-1], ordered.flip(0).cumsum(0).flip(0)[1:]
+    apart = count * (len(ordered) - count) * (left / count - right / (len(ordered) - count)).square()
+    if not len(apart) or not float(apart.max()) > 0:
+        return 0.0
+    place = int(apart.argmax())
+    return min(0.0, float((ordered[place] + ordered[place + 1]) / 2))
+
+
+def guard(score: Tensor, labels: Tensor, classes: int, *, level: float, most_lost: float) -> Guarded:
     """Raise the scores of whole classes, each by one number, until no class loses too much.
 
-    A class loses its examples below the threshold, and the weight that is missing to that of the start, 1/2 for each
+    A class loses its examples below the level, and the weight that is missing to that of the start, 1/2 for each
     example. The order within a class stays.
 
     Args:
         score: logits of the weights, of shape (n,).
         labels: given classes, of shape (n,).
         classes: number of classes.
-        threshold: weight below which an example is suspicious.
+        level: score below which an example is suspicious.
         most_lost: largest share that a class may lose of either.
     """
-    level, acted, guarded = math.log(threshold) - math.log1p(-threshold), dict[int, float](), score.clone()
+    acted, guarded = dict[int, float](), score.clone()
     for number in range(classes):
         rows = (labels == number).nonzero()[:, 0]
         if not len(rows):

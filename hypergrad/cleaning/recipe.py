@@ -74,6 +74,8 @@ def algorithm_named(settings: Settings, *, online: bool) -> Algorithm[Any]:
     inner: InnerSolver | None = None if online else rule
     linear = {"neumann": Neumann(TERMS), "identity": Identity(settings.lr), "cg": CG()}
     name = settings.algorithm.lower()
+    if name == "auto":  # the Hessian of a minibatch is often indefinite, which a Neumann series does not survive
+        name = "identity" if online else "neumann"
     if name in ("implicit", *linear):
         solver = linear.get(name, linear["neumann"])
         # training is cut short on purpose: at its end the weights fit the trusted examples' own peculiarities
@@ -81,14 +83,15 @@ def algorithm_named(settings: Settings, *, online: bool) -> Algorithm[Any]:
     known = {key.lower(): kind for key, kind in vars(bilevel).items() if _is_algorithm(kind)}
     if name not in known:
         raise InputError(
-            passed=f"Settings(algorithm={settings.algorithm!r}){did_you_mean(name, [*linear, *known])}",
-            expected=f"one of {sorted([*linear, *known])}",
+            passed=f"Settings(algorithm={settings.algorithm!r}){did_you_mean(name, ['auto', *linear, *known])}",
+            expected=f"one of {sorted(['auto', *linear, *known])}",
             do="pick one of these, or pass an algorithm object to clean(algorithm=...)",
         )
     needs = inspect.signature(known[name]).parameters
     offers = {"step_size": settings.lr / 2, "linear_step_size": settings.lr / 2, "steps": settings.inner_steps}
     given: dict[str, Any] = {key: value for key, value in offers.items() if key in needs}
-    given |= {"inner": rule} if "inner" in needs else {}
+    if "inner" in needs:
+        given["inner"] = GradientDescent(lr=settings.lr, momentum=MOMENTUM) if "steps" in needs else rule
     missing = [key for key, need in needs.items() if need.default is inspect.Parameter.empty and key not in given]
     if missing:
         raise UnsupportedError(

@@ -84,6 +84,7 @@ def summary(cleaned: Cleaned) -> dict[str, Any]:
         "classes": list(cleaned.classes),
         "class_counts": _counts(cleaned),
         "suspicious": int(cleaned.suspicious.sum()),
+        "threshold": cleaned.threshold,
         "kept": len(cleaned.kept),
         "seeds": [cleaned.settings.seed + number for number in range(cleaned.settings.seeds)],
         "settings": {**dataclasses.asdict(cleaned.settings), "algorithm": cleaned.algorithm},

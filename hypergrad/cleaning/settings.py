@@ -25,7 +25,8 @@ class Settings:
             "mlp": a small network gives the weight from the example's loss.
         mode: "nested": all examples in each step, for up to ten thousand or so; "online": minibatches, training and
             weights side by side; "auto": nested up to 20,000 examples that are held in memory.
-        algorithm: how hypergradients are found: "neumann", "identity", "cg", or a name of the catalogue.
+        algorithm: how hypergradients are found: "auto" ("neumann" nested, "identity" online), "cg", or a name of the
+            catalogue such as "soba".
         correct_labels: whether labels are tuned as well, as a distribution over the classes for each example.
         seeds: number of runs whose rankings are compared and averaged, at least 1. With more than one each run sees
             another random four fifths of the trusted examples.
@@ -38,8 +39,9 @@ class Settings:
         batch_size: training examples in a batch of an online run, at least 1.
         trusted_batch_size: trusted examples in a batch of an online run, at least 1.
         lr: step size of training, above 0.
-        rate: step size of the weights, above 0: the typical change of a weight's logit in one move.
-        threshold: examples with a lower weight are suspicious, above 0 and below 1. Weights start at 1/2.
+        rate: step size of the weights, above 0: the typical change of a weight's logit in the move that changes most.
+        threshold: examples with a lower weight are suspicious, above 0 and below 1. Weights start at 1/2. Without it
+            the threshold is where the weights fall into two groups best, at most 1/2.
         penalty: factor of half the squared norm of the model's parameters in every training, at least 0.
         damping: number added to the curvature in linear solves, at least 0.
         most_lost: largest share of a class's examples, and of its weight, that may be lost, above 0 and at most 1.
@@ -56,14 +58,14 @@ class Settings:
 
     Example:
         >>> from hypergrad.cleaning import Settings
-        >>> Settings(model="convnet", mode="online", seeds=3).threshold
-        0.5
+        >>> Settings(model="convnet", mode="online", seeds=5).epochs
+        10
     """
 
     model: ModelName = "linear"
     weighting: Weighting = "sigmoid"
     mode: Mode = "auto"
-    algorithm: str = "neumann"
+    algorithm: str = "auto"
     correct_labels: bool = False
     seeds: int = 3
     seed: int = 0
@@ -75,8 +77,8 @@ class Settings:
     batch_size: int = 128
     trusted_batch_size: int = 128
     lr: float = 0.2
-    rate: float = 0.1
-    threshold: float = 0.5
+    rate: float = 0.2
+    threshold: float | None = None
     penalty: float = 0.001
     damping: float = 0.1
     most_lost: float = 0.9
