@@ -62,8 +62,8 @@ def draw(name: str, kind: str, rate: float, sizes: tuple[int, int, int], seed: i
 
     Args:
         name: one of ``NAMES``.
-        kind: ``"uniform"``, ``"class"`` (each class becomes the next one) or ``"instance"`` (the second guess of softmax
-            regression on a tenth of the examples, the more often the less it believes in the right class).
+        kind: ``"uniform"``, ``"class"`` (each class becomes the next one) or ``"instance"`` (the second guess of
+            softmax regression on a tenth of the examples, the more often the less it believes in the right class).
         rate: share of wrong labels, exactly.
         sizes: examples of the three parts.
         seed: of the split and the noise.

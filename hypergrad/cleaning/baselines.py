@@ -21,13 +21,15 @@ Fit = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 Filter = Literal["prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"]
 
 
-def softmax_regression(classes: int, penalty: float = 0.01, steps: int = 100) -> Fit:
+def softmax_regression(classes: int, penalty: float = 0.01, steps: int = 100, *, weights: Tensor | None = None) -> Fit:
     """Return a way to train softmax regression to its optimum, from zero, by L-BFGS.
 
     Args:
         classes: number of classes, at least 2.
         penalty: factor of half the squared norm of all parameters, beside the mean loss, at least 0.
         steps: iterations at most, at least 1.
+        weights: of the training examples, of shape (n,), at least 0; only their proportions matter. All alike where
+            they are left out.
 
     Raises:
         InputError: a number out of range.
@@ -45,6 +47,8 @@ def softmax_regression(classes: int, penalty: float = 0.01, steps: int = 100) ->
     def fit(inputs: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         weight = inputs.new_zeros(inputs.shape[1], classes, requires_grad=True)
         bias = inputs.new_zeros(classes, requires_grad=True)
+        weigh = inputs.new_ones(len(labels)) if weights is None else weights.to(inputs.dtype)
+        weigh = weigh / weigh.sum()
         optimizer = torch.optim.LBFGS(
             [weight, bias], max_iter=steps, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
         )
@@ -52,7 +56,8 @@ def softmax_regression(classes: int, penalty: float = 0.01, steps: int = 100) ->
         def closure() -> Tensor:
             optimizer.zero_grad()
             squares = weight.square().sum() + bias.square().sum()
-            value = cross_entropy(inputs @ weight + bias, labels) + penalty / 2 * squares
+            losses = cross_entropy(inputs @ weight + bias, labels, reduction="none")
+            value = torch.dot(weigh, losses) + penalty / 2 * squares
             value.backward()
             return value
 
