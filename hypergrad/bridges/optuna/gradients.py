@@ -53,16 +53,17 @@ def report_hypergradient(trial: BaseTrial, gradient: Mapping[str, SupportsFloat]
     """
     refuse_many(len(gradient), "report_hypergradient")
     names = sorted(gradient)
+    suggested = trial.distributions  # a deep copy each time it is asked for
     for name in names:
-        if name not in trial.distributions:
+        if name not in suggested:
             raise InputError(
-                passed=f"report_hypergradient with a derivative for {name!r}{did_you_mean(name, trial.params)}",
+                passed=f"report_hypergradient with a derivative for {name!r}{did_you_mean(name, suggested)}",
                 expected="names of parameters that this trial has suggested",
                 do="call trial.suggest_float for it before",
             )
-        if not continuous(trial.distributions[name]):
+        if not continuous(suggested[name]):
             raise InputError(
-                passed=f"report_hypergradient with a derivative for {name!r}, {trial.distributions[name]}",
+                passed=f"report_hypergradient with a derivative for {name!r}, {suggested[name]}",
                 expected="floats without step, whose low and high differ",
                 do="leave it out: the sampler's fallback proposes it",
             )

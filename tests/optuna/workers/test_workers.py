@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_a_hybrid_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tmp_path:
     whole.enqueue_trial(again.params)
     whole.optimize(hybrid(tmp_path / "whole", lambda step: None), n_trials=1)
     assert again.value == whole.best_value
+
+
+@pytest.mark.slow
+def test_the_script_of_the_docs_runs_each_trial_once_in_two_workers(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "optuna.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```py\n(# tune\.py\n.*?)```", page, re.DOTALL)
+    (shell,) = re.findall(r"```bash\n(python tune\.py queue\n.*?)```", page, re.DOTALL)
+    (tmp_path / "tune.py").write_text(script, encoding="utf-8")
+    programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-euc", shell], cwd=tmp_path, env=os.environ | programs, check=True, timeout=240)
+    study = optuna.load_study(study_name="mine", storage=open_storage(str(tmp_path / "study.log")))
+    assert Counter(trial.state for trial in study.trials) == {TrialState.COMPLETE: 40}
+    assert len({trial.params["x"] for trial in study.trials}) == 40
 
 
 @pytest.mark.slow
