@@ -168,7 +168,7 @@ class HybridObjective:
         if attribute(inherited, "failure") is not None:
             link.note(failure=None)
         with guards.pinned_rng(torch.device("cpu"), seed):
-            tuning = read_tuning(self.build(Guarded(trial)))
+            tuning = read_tuning(self.build(Guarded(link)))
         if maximize and tuning.score is None:
             raise InputError(
                 passed=f"the study {trial.study.study_name!r}, which maximizes, for an outer loss",

@@ -47,41 +47,6 @@ def refuse_many(count: int, asked: str) -> None:
 
 
 @final
-class Guarded:
-    """A trial that counts its parameters; everything else is the trial's, ``isinstance`` included."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self._trial, self._names = trial, set[str]()
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the trial's class, which functions of Optuna ask for."""
-        return type(self._trial)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_trial":  # of a copy under construction
-            raise AttributeError(name)
-        return getattr(self._trial, name)
-
-    def _counted(self, name: str) -> optuna.Trial:
-        self._names.add(name)
-        refuse_many(len(self._names), "build(trial)")
-        return self._trial
-
-    def suggest_float(self, name: str, low: float, high: float, **options: Any) -> float:
-        """Return a number from low to high."""
-        return self._counted(name).suggest_float(name, low, high, **options)
-
-    def suggest_int(self, name: str, low: int, high: int, **options: Any) -> int:
-        """Return a whole number from low to high."""
-        return self._counted(name).suggest_int(name, low, high, **options)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Return one of the choices."""
-        return self._counted(name).suggest_categorical(name, choices)
-
-
-@final
 class Link:
     """The way from a trial to its storage: every call is tried again for a while.
 
@@ -102,7 +67,8 @@ class Link:
         """
         optuna = need_optuna()
         ours = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
-        told = (optuna.exceptions.UpdateFinishedTrialError, optuna.TrialPruned, HypergradError)
+        finished = getattr(optuna.exceptions, "UpdateFinishedTrialError", RuntimeError)  # the latter in early 4.x
+        told = (finished, optuna.TrialPruned, HypergradError)
         for attempt in range(self.retries + 1):
             try:
                 return function()
@@ -149,6 +115,41 @@ class Link:
         for name, value in values.items():
             if name not in known:
                 self.call("a constraint", lambda name=name, value=value: self.trial.set_constraint(name, value))  # type: ignore[misc]
+
+
+@final
+class Guarded:
+    """A trial that counts its parameters and waits for its storage; else it is the trial, ``isinstance`` included."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._trial, self._names = link, link.trial, set[str]()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the trial's class, which functions of Optuna ask for."""
+        return type(self._trial)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_trial":  # of a copy under construction
+            raise AttributeError(name)
+        return getattr(self._trial, name)
+
+    def _suggested(self, name: str, suggest: Callable[[], R]) -> R:
+        self._names.add(name)
+        refuse_many(len(self._names), "build(trial)")
+        return self._link.call(f"the parameter {name!r}", suggest)
+
+    def suggest_float(self, name: str, low: float, high: float, **options: Any) -> float:
+        """Return a number from low to high."""
+        return self._suggested(name, lambda: self._trial.suggest_float(name, low, high, **options))
+
+    def suggest_int(self, name: str, low: int, high: int, **options: Any) -> int:
+        """Return a whole number from low to high."""
+        return self._suggested(name, lambda: self._trial.suggest_int(name, low, high, **options))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Return one of the choices."""
+        return self._suggested(name, lambda: self._trial.suggest_categorical(name, choices))
 
 
 def attribute(user_attrs: Mapping[str, Any], name: str) -> Any:

@@ -109,7 +109,7 @@ class Watch(Callback):
             self._catch_up()
             if progress.step % self.settings.report_every == 0:
                 self._report(run, progress)
-            if self.pruned or progress.step % self.settings.checkpoint_every == 0:
+            if progress.step % self.settings.checkpoint_every == 0:
                 self._save(run)
         except StorageLostError as error:
             raise self._rescued(run, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ import pytest
 import torch
 
 import hypergrad as hg
-from hypergrad.bridges.optuna import StorageLostError, load_best, retry
+from hypergrad.bridges.optuna import StorageLostError, Tuning, load_best, retry
 from hypergrad.bridges.optuna.stored import is_gone, worker
 from hypergrad.errors import InputError
-from tests.optuna.hybrid.common import Interrupting, attrs, fixed, journal, objective, run, study, with_callbacks
+from tests.optuna.hybrid.common import Interrupting, attrs, fixed, journal, objective, run, study, tuned, with_callbacks
 
 STEPS = 6
 
@@ -72,6 +73,34 @@ def test_a_trial_is_retried_twice(tmp_path: Path, whole: Any) -> None:
     run(found, function=function, steps=STEPS, store=tmp_path)
     assert found.trials[2].system_attrs["retry_history"] == [0, 1]
     same(found, tmp_path, whole)
+
+
+def test_a_trial_without_a_checkpoint_begins_again_with_its_random_numbers() -> None:
+    def random(trial: Any) -> Tuning:
+        found = tuned(trial, callbacks=[stop])
+        moved = {name: value + torch.randn(3, dtype=torch.float64) for name, value in found.start.items()}
+        return dataclasses.replace(found, hparams=moved)
+
+    stop = Interrupting(-1)
+    whole = run(study(), function=random, steps=STEPS).trials[0]
+    found, stop = study(), Interrupting(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(found, function=random, steps=STEPS)
+    assert retry(found) == [], "nothing to go on from, so it is asked for by its number"
+    retry(found, 0)
+    run(found, function=random, steps=STEPS)
+    assert found.best_trial.number == 1
+    assert found.best_trial.intermediate_values == whole.intermediate_values
+
+
+def test_a_trial_may_go_on_for_more_steps(tmp_path: Path) -> None:
+    found, function = study(), with_callbacks(Interrupting(2))
+    longer = run(study(), function=with_callbacks(Interrupting(-1)), steps=9, store=tmp_path / "longer")
+    with pytest.raises(KeyboardInterrupt):
+        run(found, function=function, steps=4, store=tmp_path)
+    retry(found)
+    run(found, function=function, steps=9, store=tmp_path)
+    assert found.best_value == longer.best_value
 
 
 def test_a_torn_checkpoint_is_no_start(tmp_path: Path, whole: Any) -> None:
@@ -221,6 +250,13 @@ def test_a_storage_that_comes_back_is_waited_for(tmp_path: Path, whole: Any, mon
     same(found, tmp_path, whole)
 
 
+def test_a_storage_may_be_away_while_a_trial_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study()
+    Away(monkeypatch, found._storage, "set_trial_param", 1, 2)
+    run(found, function=fixed)
+    assert found.best_trial.params.keys() == {"unused"}
+
+
 @pytest.mark.parametrize(
     ("method", "first"), [("set_trial_intermediate_value", 4), ("set_trial_user_attr", 8), ("get_all_trials", 5)]
 )
@@ -277,6 +313,18 @@ def test_a_storage_that_is_lost_before_the_first_step(monkeypatch: pytest.Monkey
     assert caught.value.checkpoint is None
     retry(found, 0)
     assert run(found, function=fixed).best_trial.number == 1
+
+
+def test_a_trial_that_was_ended_elsewhere_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study()
+
+    class Ending(Interrupting):
+        def act(self) -> None:
+            found.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        objective(with_callbacks(Ending(2)), steps=STEPS)(found.ask())
 
 
 def test_an_error_of_ones_own_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,13 @@ def test_constraints_reach_the_study(tmp_path: Path) -> None:
     assert constraints_of(run(study()).trials[0]) == (math.inf,)
 
 
+def test_a_retried_trial_may_have_its_constraints_already() -> None:
+    trial = study().ask()
+    for _ in range(2):
+        Link(trial, 0, 0.0).constrain({"a": -1.0})
+    assert trial.constraints == {"a": -1.0}
+
+
 def test_an_older_optuna_gets_constraints_by_a_function() -> None:
     class Old:
         number = 0
