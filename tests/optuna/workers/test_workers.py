@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -169,6 +170,30 @@ def opened() -> Iterator[Callable[[str], BaseStorage]]:
             backend.engine.dispose()
         elif isinstance(storage, RDBStorage):
             storage.engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_hybrid_trial_waits_for_a_database_that_stops_for_a_while(tmp_path: Path, postgres: Postgres) -> None:
+    starting = threading.Timer(1.0, postgres.start)
+
+    def stop(step: int) -> None:
+        if step == 2:
+            postgres.stop()
+            starting.start()
+
+    storage = shared_storage(postgres.url)
+    study = optuna.create_study(study_name="waits", storage=storage)
+    objective = hybrid(tmp_path / "store", stop)
+    objective.retries, objective.wait = 8, 0.3
+    study.optimize(objective, n_trials=1)
+    starting.join()
+    whole = optuna.create_study()
+    whole.enqueue_trial(study.best_params)
+    whole.optimize(hybrid(tmp_path / "whole", lambda step: None), n_trials=1)
+    assert study.best_value == whole.best_value
+    assert study.best_trial.intermediate_values == whole.best_trial.intermediate_values
+    assert isinstance(storage, RDBStorage)
+    storage.engine.dispose()
 
 
 def journal(tmp_path: Path, **settings: Any) -> HeartbeatJournal:
