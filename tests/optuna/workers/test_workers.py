@@ -359,6 +359,37 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_other(tmp_path
     assert study.trials[2].params == study.trials[0].params
 
 
+def test_a_storage_that_goes_away_while_a_trial_is_ended_brings_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = journal(tmp_path, heartbeat_interval=0.05, grace_period=0.3)
+    study = optuna.create_study(storage=storage)
+    queue(study, 2)
+    get, end, calls = storage.get_trial, storage.set_trial_state_values, Counter[str]()
+
+    def away(trial_id: int, state: TrialState, values: Any = None) -> bool:
+        calls["end"] += state == TrialState.COMPLETE
+        if calls["end"] == 1 and state == TrialState.COMPLETE:
+            monkeypatch.setattr(storage, "get_trial", away_too)
+            raise StorageInternalError("gone")
+        return end(trial_id, state, values)
+
+    def away_too(trial_id: int) -> Any:
+        monkeypatch.setattr(storage, "get_trial", get)
+        raise StorageInternalError("gone")
+
+    monkeypatch.setattr(storage, "set_trial_state_values", away)
+    assert work(study, lambda trial: trial.suggest_float("x", 0, 1), poll=0.05) == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+    def mistaken(trial: optuna.Trial) -> float:
+        raise UnboundLocalError("a mistake")
+
+    queue(study, 3)
+    with pytest.raises(UnboundLocalError, match="a mistake"):
+        work(study, mistaken)
+
+
 def test_a_storage_that_stays_away_ends_the_work_with_its_error(tmp_path: Path) -> None:
     study = optuna.create_study(storage=journal(tmp_path, heartbeat_interval=0.05, grace_period=30))
     queue(study, 50)
