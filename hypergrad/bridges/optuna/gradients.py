@@ -53,16 +53,17 @@ def report_hypergradient(trial: BaseTrial, gradient: Mapping[str, SupportsFloat]
     """
     refuse_many(len(gradient), "report_hypergradient")
     names = sorted(gradient)
+    suggested = trial.distributions  # a deep copy each time it is asked for
     for name in names:
-        if name not in trial.distributions:
+        if name not in suggested:
             raise InputError(
-                passed=f"report_hypergradient with a derivative for {name!r}{did_you_mean(name, trial.params)}",
+                passed=f"report_hypergradient with a derivative for {name!r}{did_you_mean(name, suggested)}",
                 expected="names of parameters that this trial has suggested",
                 do="call trial.suggest_float for it before",
             )
-        if not continuous(trial.distributions[name]):
+        if not continuous(suggested[name]):
             raise InputError(
-                passed=f"report_hypergradient with a derivative for {name!r}, {trial.distributions[name]}",
+                passed=f"report_hypergradient with a derivative for {name!r}, {suggested[name]}",
                 expected="floats without step, whose low and high differ",
                 do="leave it out: the sampler's fallback proposes it",
             )
@@ -77,8 +78,14 @@ def _number(derivative: SupportsFloat) -> float:
 def read_gradient(trial: FrozenTrial) -> dict[str, float] | None:
     """Return what a trial was given, or ``None``: nothing, something else, or a derivative that is not finite."""
     stored: Any = trial.user_attrs.get(GRADIENT)
-    if not (isinstance(stored, list) and len(stored) == 2 and len(stored[0]) == len(stored[1]) > 0):
+    if not (isinstance(stored, list) and len(stored) == 2 and all(isinstance(part, list) and part for part in stored)):
         return None
-    gradient = dict(zip(*stored, strict=True))
-    movable = all(name in trial.params and continuous(trial.distributions[name]) for name in gradient)
-    return gradient if movable and None not in gradient.values() else None
+    names, numbers = stored
+    whole = len(names) == len(numbers) and all(isinstance(number, int | float) for number in numbers)
+    if not whole or not all(_movable(trial, name) for name in names):
+        return None
+    return dict(zip(names, numbers, strict=True)) if all(map(math.isfinite, numbers)) else None
+
+
+def _movable(trial: FrozenTrial, name: Any) -> bool:
+    return isinstance(name, str) and name in trial.params and continuous(trial.distributions[name])

@@ -12,7 +12,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hypergrad.bridges.optuna.chains import CHAIN, FRESH, Chain, read_chains
-from hypergrad.bridges.optuna.gradients import continuous, read_gradient
+from hypergrad.bridges.optuna.gradients import GRADIENT, continuous
 from hypergrad.bridges.optuna.moves import Move, SpectralMove
 from hypergrad.bridges.optuna.trials import MOST_PARAMETERS, refuse_many
 from hypergrad.errors import HypergradWarning, InputError
@@ -170,8 +170,10 @@ class HypergradientSampler(BaseSampler):
     def _read(self, study: Study, trial: FrozenTrial) -> tuple[list[Chain], int]:
         trials = study.get_trials(deepcopy=False)
         chains, fresh = read_chains(trials, trial.number)
-        silent = [other for other in trials if other.state == TrialState.COMPLETE and read_gradient(other) is None]
-        if not chains and len(silent) >= SILENT and not self._warned:
+        if chains or self._warned:
+            return chains, fresh
+        silent = [other for other in trials if other.state == TrialState.COMPLETE and GRADIENT not in other.user_attrs]
+        if len(silent) >= SILENT:
             self._warned = True
             warnings.warn(
                 f"none of {len(silent)} complete trials reported a hypergradient, so {type(self._rest).__name__} alone "

@@ -166,6 +166,8 @@ class _Worker:
                     return self.ended
             except (_AwayError, StorageInternalError) as error:
                 self._wait(error)
+            except UnboundLocalError as error:  # Optuna 5.0.0's, when the storage goes away while a trial is ended
+                self._wait(_storage_error(error))
             except _TakenError:
                 LOG.warning("a trial was taken over: this worker gave no sign of life for too long; its value is left")
             else:
@@ -214,6 +216,16 @@ class _Worker:
             raise cause
         LOG.warning("the storage does not answer, asked again in %g s: %s", self.poll, cause)
         time.sleep(self.poll)
+
+
+def _storage_error(error: BaseException) -> StorageInternalError:
+    """Return the storage's error in whose wake another was raised, or raise that other one."""
+    before = error.__context__
+    while before is not None and not isinstance(before, StorageInternalError):
+        before = before.__context__
+    if before is None:
+        raise error
+    return before
 
 
 @final

@@ -386,6 +386,31 @@ def test_a_study_whose_trials_report_nothing_is_told_so_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "stored",
+    [
+        "x",
+        [],
+        [["x"]],
+        [["x"], "1"],
+        [["x"], ["1"]],
+        [["x"], [1.0, 2.0]],
+        [["w"], [1.0]],
+        [[["x"]], [1.0]],
+        [{}, {}],
+        3,
+    ],
+)
+def test_an_attribute_that_is_no_gradient_counts_as_none(stored: Any) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        trial.set_user_attr("hypergrad:gradient", stored)
+        return trial.suggest_float("x", 0, 1)
+
+    study = study_with(HypergradientSampler(seed=0))
+    study.optimize(objective, n_trials=3)
+    assert [trial.system_attrs["hypergrad:chain"] for trial in study.trials] == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(
     "settings", [{"chains": 0}, {"patience": 0}, {"move": "adam"}, {"fallback": optuna.samplers.TPESampler}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:

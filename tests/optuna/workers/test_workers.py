@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -115,6 +117,19 @@ def test_a_hybrid_trial_of_a_killed_worker_goes_on_from_its_checkpoint(tmp_path:
 
 
 @pytest.mark.slow
+def test_the_script_of_the_docs_runs_each_trial_once_in_two_workers(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "optuna.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```py\n(# tune\.py\n.*?)```", page, re.DOTALL)
+    (shell,) = re.findall(r"```bash\n(python tune\.py queue\n.*?)```", page, re.DOTALL)
+    (tmp_path / "tune.py").write_text(script, encoding="utf-8")
+    programs = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-euc", shell], cwd=tmp_path, env=os.environ | programs, check=True, timeout=240)
+    study = optuna.load_study(study_name="mine", storage=open_storage(str(tmp_path / "study.log")))
+    assert Counter(trial.state for trial in study.trials) == {TrialState.COMPLETE: 40}
+    assert len({trial.params["x"] for trial in study.trials}) == 40
+
+
+@pytest.mark.slow
 def test_a_database_that_stops_for_a_while_loses_no_trial(
     tmp_path: Path, postgres: Postgres, opened: Callable[[str], BaseStorage]
 ) -> None:
@@ -155,6 +170,30 @@ def opened() -> Iterator[Callable[[str], BaseStorage]]:
             backend.engine.dispose()
         elif isinstance(storage, RDBStorage):
             storage.engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_hybrid_trial_waits_for_a_database_that_stops_for_a_while(tmp_path: Path, postgres: Postgres) -> None:
+    starting = threading.Timer(1.0, postgres.start)
+
+    def stop(step: int) -> None:
+        if step == 2:
+            postgres.stop()
+            starting.start()
+
+    storage = shared_storage(postgres.url)
+    study = optuna.create_study(study_name="waits", storage=storage)
+    objective = hybrid(tmp_path / "store", stop)
+    objective.retries, objective.wait = 8, 0.3
+    study.optimize(objective, n_trials=1)
+    starting.join()
+    whole = optuna.create_study()
+    whole.enqueue_trial(study.best_params)
+    whole.optimize(hybrid(tmp_path / "whole", lambda step: None), n_trials=1)
+    assert study.best_value == whole.best_value
+    assert study.best_trial.intermediate_values == whole.best_trial.intermediate_values
+    assert isinstance(storage, RDBStorage)
+    storage.engine.dispose()
 
 
 def journal(tmp_path: Path, **settings: Any) -> HeartbeatJournal:
@@ -318,6 +357,37 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_other(tmp_path
     assert work(study, objective, poll=0.01) == 2
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert study.trials[2].params == study.trials[0].params
+
+
+def test_a_storage_that_goes_away_while_a_trial_is_ended_brings_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = journal(tmp_path, heartbeat_interval=0.05, grace_period=0.3)
+    study = optuna.create_study(storage=storage)
+    queue(study, 2)
+    get, end, calls = storage.get_trial, storage.set_trial_state_values, Counter[str]()
+
+    def away(trial_id: int, state: TrialState, values: Any = None) -> bool:
+        calls["end"] += state == TrialState.COMPLETE
+        if calls["end"] == 1 and state == TrialState.COMPLETE:
+            monkeypatch.setattr(storage, "get_trial", away_too)
+            raise StorageInternalError("gone")
+        return end(trial_id, state, values)
+
+    def away_too(trial_id: int) -> Any:
+        monkeypatch.setattr(storage, "get_trial", get)
+        raise StorageInternalError("gone")
+
+    monkeypatch.setattr(storage, "set_trial_state_values", away)
+    assert work(study, lambda trial: trial.suggest_float("x", 0, 1), poll=0.05) == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+    def mistaken(trial: optuna.Trial) -> float:
+        raise UnboundLocalError("a mistake")
+
+    queue(study, 3)
+    with pytest.raises(UnboundLocalError, match="a mistake"):
+        work(study, mistaken)
 
 
 def test_a_storage_that_stays_away_ends_the_work_with_its_error(tmp_path: Path) -> None:
