@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hypergrad.commands import configuration
 from hypergrad.commands.fields import description
 from hypergrad.commands.flags import PROGRAM, TRACEBACK, parse, usage
+from hypergrad.commands.saved import FILE
 from hypergrad.commands.status import FAILED, INTERRUPTED, MISUSED, SUCCESS
 from hypergrad.commands.table import COMMANDS, load
 from hypergrad.errors import HypergradError, InputError
@@ -30,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 2 after arguments that cannot be parsed, with 0 after ``--help`` and ``--version``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no λ shows something else
     if not given or given[0].startswith("-"):
         _without_command(given)
     name, rest = given[0], given[1:]
@@ -53,12 +60,14 @@ def run(name: str, command: Callable[[], int], *, traceback_wanted: bool = False
         traceback_wanted: whether to print the traceback of an unexpected error.
     """
     try:
-        return command()
+        found = command()
+        sys.stdout.flush()  # what cannot be written shall be known here
+        return found
     except SystemExit as error:  # of the user's own code, and no verdict of ours
         print(f"{PROGRAM} {name}: the code that was called exited with {error.code!r}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted{_way_on(command)}", file=sys.stderr)
         return INTERRUPTED
     except HypergradError as error:
         print(f"{PROGRAM} {name}: {type(error).__name__}\n{error}", file=sys.stderr)
@@ -72,10 +81,19 @@ def run(name: str, command: Callable[[], int], *, traceback_wanted: bool = False
         place = traceback.extract_tb(error.__traceback__)[-1]
         print(
             f"{PROGRAM} {name}: {type(error).__name__}: {error}\n"
-            f"raised in {place.filename}, line {place.lineno}; pass {TRACEBACK} to see how it came there",
+            f"raised in {place.filename}, line {place.lineno}; pass {TRACEBACK} to see how it came there"
+            f"{_way_on(command)}",
             file=sys.stderr,
         )
         return FAILED
+
+
+def _way_on(command: Any) -> str:
+    """Return a line on how to go on with what a command began, where it can be gone on with."""
+    out = getattr(command, "out", None)
+    if isinstance(out, Path) and hasattr(command, "resume") and (out / FILE).is_file():
+        return f"\ngo on with: {PROGRAM} resume {shlex.quote(str(out))}"
+    return ""
 
 
 def _without_command(given: list[str]) -> NoReturn:

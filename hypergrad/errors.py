@@ -145,6 +145,10 @@ class OverfittingWarning(HypergradWarning):
     """More hyperparameters than validation examples, and nothing that would notice that they fit these too closely."""
 
 
+class TrackerWarning(HypergradWarning):
+    """A tracker of experiments that failed; the run goes on without it."""
+
+
 class ActiveSetWarning(HypergradWarning):
     """A constraint that is active with a multiplier of zero: the inner solution has a kink there."""
 

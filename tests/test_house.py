@@ -50,6 +50,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("trainer",),
     ("report",),
     ("",),  # hypergrad/__init__.py: the public names
+    ("bridges.tracking",),
+    ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
     ("testing", "demo", "cleaning"),
     ("commands",),
     ("cli",),
@@ -75,7 +77,10 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"higher", "jinja2", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {
+    *("higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
+    *("tensorboard", "torchdata", "tqdm", "wandb"),
+}
 SMOKE: dict[str, dict[str, Any]] = {
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
@@ -195,7 +200,7 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.demo", "hypergrad.report"))
+        if not module.startswith(("hypergrad.bridges", "hypergrad.commands", "hypergrad.demo", "hypergrad.report"))
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

@@ -58,7 +58,7 @@ class Demo:
         class Remember(hg.Callback):
             """Saves the command once its inputs are known to be right, and the folder is ready."""
 
-            def start(self, _run: hg.Run, steps: int) -> None:
+            def start(self, run: hg.Run, steps: int) -> None:
                 save_command(command, command.out)
 
         command = self
@@ -70,7 +70,7 @@ class Demo:
                 out=self.out,
                 root=self.root,
                 steps=self.steps,
-                progress=not self.quiet,
+                progress=False if self.quiet else "json" if self.json else True,
                 stream=nowhere if self.json else None,
                 callbacks=[Remember()],
                 resume=resume,

@@ -254,7 +254,8 @@ def _field(one: dataclasses.Field[Any], hint: Any, text: str) -> Field:
     default = one.default if one.default_factory is MISSING else one.default_factory()
     by_place = bool(one.metadata.get("positional")) or default is MISSING
     metavar = one.metadata.get("metavar")
-    usual = one.name.upper() if by_place else "|".join(dict.fromkeys(_metavar(kind) for kind in kinds))
+    choices = isinstance(kinds[0], tuple)
+    usual = "|".join(dict.fromkeys(map(_metavar, kinds))) if choices or not by_place else one.name.upper()
     return Field(one.name, kinds, optional, many, default, by_place, metavar or usual, text)
 
 

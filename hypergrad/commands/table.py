@@ -7,7 +7,9 @@ import importlib
 from hypergrad.errors import InputError, did_you_mean
 
 COMMANDS = {
+    "algorithms": "hypergrad.commands.algorithms:Algorithms",
     "check": "hypergrad.commands.check:Check",
+    "completion": "hypergrad.commands.completion:Completion",
     "demo": "hypergrad.commands.demo:Demo",
     "report": "hypergrad.commands.report:Report",
     "resume": "hypergrad.commands.resume:Resume",

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def run(
     out: Path,
     root: Path | None = None,
     steps: int | None = None,
-    progress: bool = True,
+    progress: bool | Literal["json"] = True,
     stream: TextIO | None = None,
     callbacks: Sequence[hg.Callback] = (),
     resume: bool = False,
@@ -82,7 +82,7 @@ def run(
         out: folder for the files, made where it does not exist.
         root: folder with the files of Fashion-MNIST.
         steps: outer steps, at least 1; 40 by default.
-        progress: whether to show progress on standard error.
+        progress: whether to show progress on standard error; ``"json"`` as JSON lines.
         stream: where the table goes, standard output by default.
         callbacks: of the trainer, besides history, checkpoint and progress bar.
         resume: go on with the run whose checkpoint is in ``out``, given the same settings; without one, start.
@@ -105,13 +105,14 @@ def run(
     title = f"Data hyper-cleaning: {DATA_NAMES[data]}, {MODELS[model]}, seed {seed}"
     record = hg.report.Record(out, title=title, kind="cleaning", settings={"model": model, "data": data})
     files: list[hg.Callback] = [record, hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    shown = [hg.ProgressBar(style="json") if progress == "json" else hg.ProgressBar()] if progress else []
     weights = tune(
         model,
         parts.train,
         parts.validation,
         seed=seed,
         steps=steps,
-        callbacks=[*files, *callbacks, *([hg.ProgressBar()] if progress else [])],
+        callbacks=[*files, *callbacks, *shown],
         resume=out if (out / "checkpoint.pt").exists() else None,
     )
     result = {
