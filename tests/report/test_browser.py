@@ -51,6 +51,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     if missing := [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]:
         skip_or_fail(f"no {' and no '.join(missing)}: apt-get install chromium chromium-driver")
     driver = open_browser(tmp_path_factory.mktemp("browser") / "profile")
+    driver.set_script_timeout(300)
     yield driver
     driver.quit()
 
