@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -36,12 +37,12 @@ def findings(result: dict[str, Any]) -> Section:
     if (noise := _estimate(result.get("noise_estimate"))) is not None:
         pairs.append(("Wrong labels, estimated", noise))
     blocks: list[Block] = [Facts(pairs)] if pairs else []
-    accuracy = {
-        name: value for name, entry in mapping(result.get("accuracy")).items() if (value := number(entry)) is not None
-    }
+    accuracy = accuracies(result)
     if accuracy:
         rows = [[text_of(name, 60), words.percent(value), TRAININGS.get(name, "")] for name, value in accuracy.items()]
-        blocks.append(Table("Accuracy of the same training on held-out examples", ["training", "accuracy", "on"], rows))
+        blocks.append(
+            Table(f"Accuracy of the same training on {_judged_on(result)}", ["training", "accuracy", "on"], rows)
+        )
         if (share := recovered(accuracy)) is not None:
             blocks.append(
                 Text(
@@ -49,7 +50,13 @@ def findings(result: dict[str, Any]) -> Section:
                     "oracle)."
                 )
             )
-    blocks += [Notice("warning", "Note", text_of(note, 1000)) for note in listing(result.get("notes"))[:20]]
+    counts = [mapping(entry) for entry in listing(result.get("class_counts"))[:50]]
+    if counts:
+        rows = [[text_of(entry.get("class"), 60), *_share(entry)] for entry in counts]
+        blocks.append(Table("Classes", ["given label", "examples", "suspicious", "share"], rows))
+    said = mapping(result.get("trusted")).get("note")
+    notes = [note for note in listing(result.get("notes"))[:20] if note != said]
+    blocks += [Notice("note", "Note", text_of(note, 1000)) for note in notes]
     return Section(
         "findings",
         "What was found",
@@ -229,9 +236,7 @@ def keys(result: dict[str, Any]) -> list[Key]:
     if suspicious is not None:
         of = f"of {words.shown(examples)} examples ({words.percent(suspicious / examples)})" if examples else "examples"
         found.append(Key("Suspicious labels", words.shown(suspicious), of))
-    accuracy = {
-        name: value for name, entry in mapping(result.get("accuracy")).items() if (value := number(entry)) is not None
-    }
+    accuracy = accuracies(result)
     if "cleaned" in accuracy:
         parts = [f"{words.percent(accuracy['noisy'])} before" if "noisy" in accuracy else ""]
         parts.append(f"oracle {words.percent(accuracy['oracle'])}" if "oracle" in accuracy else "")
@@ -259,6 +264,26 @@ def keys(result: dict[str, Any]) -> list[Key]:
             )
         )
     return found[:3]
+
+
+def accuracies(result: dict[str, Any]) -> dict[str, float]:
+    """Return the accuracy of each training, from 0 to 1."""
+    known = ((name, number(entry)) for name, entry in mapping(result.get("accuracy")).items() if name != "examples")
+    return {name: value for name, value in known if value is not None and 0 <= value <= 1}
+
+
+def _judged_on(result: dict[str, Any]) -> str:
+    """Say which examples accuracies were measured on."""
+    found = mapping(result.get("accuracy"))
+    many = number(found.get("examples"))
+    count = "held-out examples" if many is None else words.count(int(many), "example")
+    return f"{count}, {text_of(found['on'], 100)}" if isinstance(found.get("on"), str) else count
+
+
+def _share(entry: dict[str, Any]) -> list[str]:
+    examples, suspicious = number(entry.get("examples")), number(entry.get("suspicious"))
+    share = words.percent(suspicious / examples) if examples and suspicious is not None else ""
+    return [words.shown(examples), words.shown(suspicious), share]
 
 
 def recovered(accuracy: dict[str, float]) -> float | None:
@@ -299,7 +324,13 @@ def _suspicious(folder: Folder) -> tuple[list[str], list[list[str]]]:
     except csv.Error as error:
         folder.problems.append(f"suspicious.csv cannot be read ({error})")
     header, rows = (found[0], found[1:]) if found else ([], [])
-    return header, [[*row, *[""] * (len(header) - len(row))][: len(header)] for row in rows]
+    rows = [[*map(_short, row), *[""] * (len(header) - len(row))][: len(header)] for row in rows]
+    return header, rows
+
+
+def _short(cell: str) -> str:
+    """Return a cell of a table, a long fraction with three digits."""
+    return words.shown(float(cell), 3) if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", cell) else cell
 
 
 def _estimate(value: Any) -> str | None:

@@ -25,6 +25,36 @@ def cost(steps: Steps, run: dict[str, Any]) -> Section:
             "cost", "Cost against forecast", [Notice("note", "No steps yet", "Nothing was spent that is known of.")]
         )
     forecast = mapping(run.get("forecast"))
+    blocks: list[Block] = [_table(steps, forecast), Text(_remark(forecast))]
+    wanted, points = (
+        number(forecast.get("seconds")),
+        [(float(step), value) for step, value in steps.known("step_seconds")],
+    )
+    if points:
+        lines = [Line("measured", points)]
+        if wanted is not None:
+            lines.append(Line("forecast", [(points[0][0], wanted), (points[-1][0], wanted)], style=1))
+        summary = (
+            f"Median {words.seconds(steps.middle('step_seconds'))} a step, "
+            f"{words.seconds(steps.total('step_seconds'))} in all."
+        )
+        log = spans_decades([value for _, value in points])
+        blocks.append(
+            line_chart(
+                "cost-seconds",
+                "Seconds of each step",
+                summary,
+                lines,
+                x_name="outer step",
+                y_name="seconds",
+                log=log,
+                hint="The first step is often slower: it loads and looks. Peaks are line searches or a busy machine.",
+            )
+        )
+    return Section("cost", "Cost against forecast", blocks)
+
+
+def _table(steps: Steps, forecast: dict[str, Any]) -> Table:
     expected, bound = mapping(forecast.get("cost")), forecast.get("bound") is True
     made, at_most = len(steps.step), "at most " if bound else ""
     rows = []
@@ -55,46 +85,24 @@ def cost(steps: Steps, run: dict[str, Any]) -> Section:
     )
     peak = max((value for _, value in steps.known("peak_bytes")), default=None)
     rows.append(["peak memory", words.size(number(forecast.get("bytes"))), "", words.size(peak), ""])
-    blocks: list[Block] = [
-        Table(
-            f"Passes, time and memory of {words.count(made, 'step')}",
-            ["", "forecast a step", "measured a step", "in all", "of forecast"],
-            rows,
-        )
-    ]
+    header = ["", "forecast a step", "measured a step", "in all", "of forecast"]
+    return Table(f"Passes, time and memory of {words.count(made, 'step')}", header, rows)
+
+
+def _remark(forecast: dict[str, Any]) -> str:
     remark = (
         "Seconds a step are the median. The forecast of memory is what a step adds; the measured peak is that of the "
         "whole process, or of the device's allocator."
     )
-    if bound:
+    if forecast.get("bound") is True:
         remark += (
             " The forecast is the bound that the algorithm states for its first step; later steps may not need it."
         )
     if not forecast:
         remark += " No forecast was made: pass choice=hypergrad.choose(...) to Record."
-    elif wanted is None:
+    elif number(forecast.get("seconds")) is None:
         remark += " The forecast has no seconds: pass choice=hypergrad.choose(...) to Record for those."
-    blocks.append(Text(remark))
-    points = [(float(step), value) for step, value in steps.known("step_seconds")]
-    if points:
-        lines = [Line("measured", points)]
-        if wanted is not None:
-            lines.append(Line("forecast", [(points[0][0], wanted), (points[-1][0], wanted)], style=1))
-        summary = f"Median {words.seconds(taken)} a step, {words.seconds(steps.total('step_seconds'))} in all."
-        log = spans_decades([value for _, value in points])
-        blocks.append(
-            line_chart(
-                "cost-seconds",
-                "Seconds of each step",
-                summary,
-                lines,
-                x_name="outer step",
-                y_name="seconds",
-                log=log,
-                hint="The first step is often slower: it loads and looks. Peaks are line searches or a busy machine.",
-            )
-        )
-    return Section("cost", "Cost against forecast", blocks)
+    return remark
 
 
 def _ratio(measured: float | None, forecast: float | None) -> str:

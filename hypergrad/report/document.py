@@ -42,21 +42,19 @@ def read_document(directory: str | os.PathLike[str], folder: Folder | None = Non
         keys = compared.keys(comparison) or keys
         sections += compared.sections(comparison)
     if kind != "compare" or run or steps.step:
-        sections += _of_the_run(folder, run, steps)
+        sections += _of_the_run(folder, run, result, steps)
     sections += [running.environment(run, comparison or result), _files(folder)]
     status, level, going = _status(folder, run, result, comparison, steps)
-    title = (
-        run.get("title")
-        or (result.get("input") if kind == "cleaning" else comparison.get("title") or comparison.get("task"))
-        or folder.path.resolve().name
-    )
+    cleaning = f"Cleaning of {text_of(result['input'], 100)}" if kind == "cleaning" and result.get("input") else None
+    title = run.get("title") or cleaning or comparison.get("title") or comparison.get("task")
+    title = title or folder.path.resolve().name
     return Document(text_of(title, 120), KINDS[kind], status, level, going, _when(run, result), keys[:3], sections)
 
 
-def _of_the_run(folder: Folder, run: dict[str, Any], steps: Steps) -> list[Section]:
+def _of_the_run(folder: Folder, run: dict[str, Any], result: dict[str, Any], steps: Steps) -> list[Section]:
     tensors = read_tensors(folder)
     return [
-        running.what_ran(run),
+        running.what_ran(run, result),
         running.convergence(steps),
         moving.hyperparameters(tensors),
         running.health(steps),

@@ -14,8 +14,12 @@ RUN_HINT = "The run was not recorded. Add callbacks=[hypergrad.report.Record(dir
 ORDERS = {0: "values only", 1: "first derivatives", 2: "second derivatives"}
 
 
-def what_ran(run: dict[str, Any]) -> Section:
+def what_ran(run: dict[str, Any], result: dict[str, Any]) -> Section:
     """Say what ran and why that method."""
+    chosen = mapping(result.get("settings")).get("algorithm")
+    if not run and isinstance(chosen, str):
+        why = Text("It is what the settings name or stand for; they are listed under the environment.")
+        return Section("what", "What ran, and why", [Facts([("Algorithm", text_of(chosen, 400))]), why])
     if not run:
         notice = Notice("note", "What ran is not known", "There is no run.json that can be read.", RUN_HINT)
         return Section("what", "What ran, and why", [notice])

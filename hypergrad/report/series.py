@@ -11,7 +11,7 @@ from hypergrad.report.reading import Folder, mapping, number, text_of
 
 PASSES = ("inner_gradients", "products", "outer_gradients", "outer_values")
 NUMBERS = ("outer_loss", "norm", "residual", "inner_gradient_norm", "implied_error", "step_seconds", "peak_bytes")
-OTHER = {*NUMBERS, "step", "cost", "step_cost", "seconds", "status", "negative_curvature", "notes"}
+OTHER = {*NUMBERS, "seed", "step", "cost", "step_cost", "seconds", "status", "negative_curvature", "notes"}
 MOST_EXTRA = 6
 MOST_TENSORS = 200
 

@@ -228,10 +228,15 @@ def _grid(
         place = down(value)
         _add(root, "line", class_="grid", x1=across.first, x2=WIDTH - RIGHT, y1=place, y2=place)
         _add(root, "text", _tick(value, log), class_="tick end", x=across.first - 6, y=place + 4)
+    free = 0.0
     for value in across.ticks():
-        if whole and value != int(value):
+        label = _tick(value, across.log)
+        half = LETTER * len(label) / 2
+        place = min(across(value), WIDTH - half)
+        if place - half < free or (whole and value != int(value)):
             continue
-        _add(root, "text", _tick(value, across.log), class_="tick middle", x=across(value), y=foot + 17)
+        free = place + half + 4
+        _add(root, "text", label, class_="tick middle", x=place, y=foot + 17)
     _add(root, "line", class_="axis", x1=across.first, x2=WIDTH - RIGHT, y1=foot, y2=foot)
     _add(root, "text", y_name, class_="label", x=2, y=15)
     x_name = f"{x_name} (logarithmic)" if across.log else x_name

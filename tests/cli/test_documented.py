@@ -17,7 +17,7 @@ from hypergrad.demo import data, experiment
 from tests.cli.examples import PREPARE, QUICK
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["cli"]
+PAGES = ["cli", "report"]
 
 
 def lines(page: str) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def cleaning_directory(folder: Path, *, kind: str = "image", truth: bool = True,
     edges = [k / 20 for k in range(21)]
     wrong = [round(120 * math.exp(-k / 2)) for k in range(20)]
     right = [round(150 * math.exp(-(19 - k) / 3)) for k in range(20)]
-    shown = {
+    shown: Callable[[int], Any] = {
         "image": lambda k: png(10 * k),
         "text": lambda k: f"A message about {name}, number {k}. " * 5,
         "row": lambda k: {"age": 20 + k, name: k / 3, "job": "clerk"},
@@ -97,7 +98,9 @@ def cleaning_directory(folder: Path, *, kind: str = "image", truth: bool = True,
         "trusted": {"examples": 200, "noise_estimate": 0.15, "interval": [0.1, 0.2], "note": f"from {name}"},
         "noise_estimate": 0.24,
         "stability": {"mean_rank_correlation": 0.91},
-        "accuracy": {"noisy": 0.71, "cleaned": 0.83, "oracle": 0.85},
+        "accuracy": {"noisy": 0.71, "cleaned": 0.83, "oracle": 0.85, "examples": 60, "on": f"held out of {name}"},
+        "class_counts": [{"class": name, "examples": 400, "suspicious": 100}],
+        "notes": [f"a column of {name} was left out", f"from {name}"],
         "detection": {
             "precision": 0.9,
             "recall": 0.86,

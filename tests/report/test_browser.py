@@ -51,6 +51,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     if missing := [program for program in ("chromium", "chromedriver") if shutil.which(program) is None]:
         skip_or_fail(f"no {' and no '.join(missing)}: apt-get install chromium chromium-driver")
     driver = open_browser(tmp_path_factory.mktemp("browser") / "profile")
+    driver.set_script_timeout(300)
     yield driver
     driver.quit()
 
@@ -154,7 +155,6 @@ def test_figures_are_there(name: str, least: int, size: str, browser: webdriver.
 @pytest.mark.slow
 def test_pictures_are_shown(browser: webdriver.Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["images"], "phone")
-    browser.execute_script("document.querySelectorAll('img').forEach(img => { img.loading = 'eager'; })")
     WebDriverWait(browser, 30).until(lambda _: run(browser, "[...document.images].every(img => img.complete)"))
     assert run(browser, "[...document.images].map(img => img.naturalWidth)") == [8] * 20
 
@@ -169,21 +169,21 @@ def test_names_do_not_run(browser: webdriver.Chrome, pages: dict[str, Path]) -> 
 @pytest.mark.slow
 def test_a_keyboard_is_enough(browser: webdriver.Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["run"], "desk")
-    ActionChains(browser).send_keys(Keys.TAB).perform()  # type: ignore[no-untyped-call]
+    ActionChains(browser).send_keys(Keys.TAB).perform()
     assert run(browser, "document.activeElement.textContent") == "Skip to the report"
     assert run(browser, "document.activeElement.getBoundingClientRect().left") >= 0
-    ActionChains(browser).send_keys(Keys.ENTER).perform()  # type: ignore[no-untyped-call]
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
     assert run(browser, "document.activeElement.id") == "main"
     reached = []
     for _ in range(60):
-        ActionChains(browser).send_keys(Keys.TAB).perform()  # type: ignore[no-untyped-call]
+        ActionChains(browser).send_keys(Keys.TAB).perform()
         if run(browser, "document.activeElement === document.body"):
             break
         reached.append(run(browser, "document.activeElement.tagName"))
         outline = run(browser, "getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", reached
         if reached[-1] == "SUMMARY" and reached.count("SUMMARY") == 1:
-            ActionChains(browser).send_keys(Keys.ENTER).perform()  # type: ignore[no-untyped-call]
+            ActionChains(browser).send_keys(Keys.ENTER).perform()
             assert run(browser, "document.activeElement.parentElement.open") is True
     assert reached.count("SUMMARY") == run(browser, "document.querySelectorAll('summary').length")
     assert {"SUMMARY", "DIV", "PRE", "A"} <= set(reached)

@@ -158,7 +158,7 @@ def test_unknown_truth_is_said(tmp_path: Path) -> None:
 
 def test_a_comparison_is_shown(tmp_path: Path) -> None:
     found = hg.report.summary(compare_directory(tmp_path))
-    assert found["numbers"][0]["value"] == "hypergrad"
+    assert (found["numbers"][0]["value"], found["numbers"][0]["remark"]) == ("0.3", "hypergrad")
     table = next(block for block in found["sections"]["comparison"] if block["kind"] == "table")
     assert [row[0] for row in table["rows"]][:3] == ["hypergrad", "TPE", "CMA-ES"]
     assert table["rows"][0][1:3] == ["3", "0.3 (0.291 to 0.315)"]

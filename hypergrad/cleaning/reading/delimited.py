@@ -155,7 +155,6 @@ class Csv:
         except UnicodeError as error:
             raise _undecodable(self.path, self.encoding, error, f" after line {reader.line_num:,}") from error
 
-
     def _lines(self, file: TextIO) -> Iterator[str]:
         """Yield lines, none of which takes all memory."""
         while line := file.readline(MOST_CHARACTERS):
