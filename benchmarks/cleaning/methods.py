@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def baselines(parts: Parts, *, seed: int) -> dict[str, Flagged]:
         fits = [others.softmax_regression(classes, value, 50) for value in PENALTIES]
         rights = [accuracy(fit, train.inputs, given, trusted.inputs, trusted.labels) for fit in fits]
         fit, errors = fits[rights.index(max(rights))], 1 - max(rights)
-    found: dict[str, Any] = {}
+    found: dict[str, Flagged] = {}
     share = float(parts.wrong.double().mean())
     for suffix, extra in (("", None), (" + trusted", (trusted.inputs, trusted.labels))):
         clock = Clock()
