@@ -31,6 +31,8 @@ SEEDS = 5
 QUICK = Budget(seconds=0.2, work=60)
 QUICK_SEEDS = 2
 RUNS = "runs.jsonl"
+FINAL = "final_validation"
+COUNTS = ("seed", "evaluations", "work", "cpu_seconds", "wall_seconds")
 Say = Callable[[str], None]
 
 
@@ -62,6 +64,7 @@ def compare(
     work: int | None = None,
     clock: str = "cpu",
     quick: bool = False,
+    begin: Callable[[], object] = lambda: None,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """Compare our algorithms with Optuna's samplers on a task, and write what was found.
@@ -80,6 +83,7 @@ def compare(
         work: budget of work of a run in passes, at least 1; the task's by default.
         clock: ``"cpu"`` or ``"wall"``: what seconds are counted by.
         quick: two seeds and a budget of a fifth of a second, to see that it works.
+        begin: called once, when everything was checked and ``out`` is there.
         say: called with one line of text after each run.
 
     Returns:
@@ -93,6 +97,7 @@ def compare(
     plan = _planned(task, samplers, spaces, seeds, seconds, work, clock, quick=quick)
     require()
     _make(out)
+    begin()
     kept = _read(out / RUNS)
     found: dict[str, list[dict[str, Any]]] = {}
     order: dict[str, Method] = {}
@@ -217,11 +222,14 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         try:
             line = json.loads(text)
             key = json.dumps(line.pop("key"), sort_keys=True)
-            points, last = line["points"], (line["seed"], line["final_validation"], line["test"], line["evaluations"])
+            points = [[float(value) for value in point] for point in line["points"]]
+            tested = {str(name): _number(value) for name, value in line["test"].items()}
+            counts = {name: float(line[name]) for name in COUNTS}
+            final = _number(line["final_validation"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if isinstance(points, list) and all(isinstance(point, list) and len(point) == 4 for point in points) and last:
-            found[key] = {**line, "final_validation": _number(line["final_validation"])}
+        if all(len(point) == 4 for point in points):
+            found[key] = {**counts, "seed": int(counts["seed"]), "points": points, "test": tested, FINAL: final}
     return found
 
 

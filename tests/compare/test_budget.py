@@ -18,6 +18,8 @@ from hypergrad.compare.samplers import SAMPLERS, quiet
 from hypergrad.compare.spaces import SPACES
 from hypergrad.compare.summary import cost_at, curve, spread
 from hypergrad.compare.task import Task
+from hypergrad.testing.counting import Counter
+from hypergrad.tree import Tree
 from tests.compare.common import by_work, small, stepping, watched
 
 ADAM = hg.outer.Torch(torch.optim.Adam, lr=0.3)
@@ -39,7 +41,7 @@ def row(task: Task, label: str) -> Method:
     return next(m for m in methods(task, tuple(SAMPLERS), SPACES) if label in (m.label, m.name))
 
 
-def seen(counter: hg.testing.counting.Counter) -> int:
+def seen(counter: Counter) -> int:
     return passes(counter.cost())
 
 
@@ -97,7 +99,12 @@ def test_a_run_ends_with_the_evaluation_that_spends_the_budget(label: str) -> No
     track = Track(by_work(100))
     works: list[int] = []
     note = track.note
-    object.__setattr__(track, "note", lambda value, hparams: (works.append(track.work), note(value, hparams)))
+
+    def noted(value: float, hparams: Tree) -> None:
+        works.append(track.work)
+        note(value, hparams)
+
+    object.__setattr__(track, "note", noted)
     row(task, label).run(track, 0)
     assert len(works) > 1
     assert max(works[:-1]) < 100 <= track.work
