@@ -6,7 +6,6 @@ Importable without Sphinx, so that a test can look for missing rows.
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -14,43 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import hypergrad as hg
+from hypergrad.commands.catalogue import paragraph, public, summary, trait
 from hypergrad.inner import UpdateRule
 
 Row = list[str]
 ROOT = Path(__file__).parents[1]
-
-
-def public(base: type) -> list[type]:
-    """Return the public concrete classes of ``hypergrad`` under an interface, by name."""
-    found = {
-        value
-        for value in vars(hg).values()
-        if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
-    }
-    return sorted(found, key=lambda kind: kind.__name__.lower())
-
-
-def summary(kind: type) -> str:
-    """Return the first paragraph of a class docstring on one line."""
-    return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
-
-
-def paragraph(kind: type, name: str) -> str:
-    """Return the paragraph of a class docstring that begins with ``name:``, without that word."""
-    for text in (inspect.getdoc(kind) or "").split("\n\n"):
-        if text.startswith(f"{name}: "):
-            return " ".join(text.removeprefix(f"{name}: ").split())
-    return ""
-
-
-def trait(kind: type, name: str) -> str:
-    """Return a trait: a class attribute's value, or for a property what its docstring says it depends on."""
-    value = inspect.getattr_static(kind, name)
-    if isinstance(value, property):
-        text = (value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-        condition = text.removeprefix("Whether ")
-        return "no" if condition.endswith(": never") else f"if {condition}"
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
 def cell(text: str) -> str:

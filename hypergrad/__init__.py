@@ -2,6 +2,7 @@
 
 from hypergrad import errors as errors
 from hypergrad import outer as outer
+from hypergrad import report as report
 from hypergrad.accumulated import Accumulated as Accumulated
 from hypergrad.accumulated import Batches as Batches
 from hypergrad.algorithm import Algorithm as Algorithm

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, Literal, TextIO, final
 
 import torch
 
 from hypergrad import saved, tree
-from hypergrad.errors import InputError
-from hypergrad.files import write_whole
+from hypergrad.bridges.bars import bar
+from hypergrad.errors import InputError, MissingDependencyError
+from hypergrad.files import end_torn_line, write_whole
 from hypergrad.held_out import HeldOut
 from hypergrad.run import Progress, Run
-from hypergrad.settings import check_counts, check_numbers
+from hypergrad.settings import check_choice, check_counts, check_numbers
 from hypergrad.tree import Tree
 
 
@@ -44,55 +47,103 @@ class Callback:
 
 @final
 class ProgressBar(Callback):
-    """One line with step, outer loss, hypergradient norm and time to go.
+    """Where a run is: step, outer loss, hypergradient norm, steps a second and time to go.
 
     Args:
         stream: where to write, standard error by default.
         interval: seconds between two lines where the stream is no terminal, above 0.
+        style: ``"auto"`` is a bar on a terminal where tqdm is installed (extra ``cli``), a line that is rewritten where
+            it is not, and a line now and then where the stream is no terminal. ``"bar"`` and ``"line"`` are these
+            without looking; ``"json"`` is one JSON object a line, now and then, for machines: step, steps, outer_loss,
+            norm, rate in steps a second, and seconds_left; ``"none"`` is silence.
+
+    Raises:
+        MissingDependencyError: ``style="bar"`` without tqdm, when a run starts.
     """
 
-    def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
+        style: Literal["auto", "bar", "line", "json", "none"] = "auto",
+    ) -> None:
         """Keep the settings."""
-        self.stream, self.interval = stream or sys.stderr, interval
+        self.stream, self.interval, self.style = stream or sys.stderr, interval, style
         check_numbers(self, "interval", above=0)
+        check_choice(self, "style", ("auto", "bar", "line", "json", "none"))
         self._steps = self._first = 0
         self._began = self._shown = 0.0
         self._pending = ""
+        self._bar: Any = None
 
     def start(self, run: Run, steps: int) -> None:
         """Note the time."""
         self._steps, self._first, self._began, self._shown = steps, run.step_number, time.monotonic(), 0.0
+        self._bar = self._drawn(run.step_number)
 
     def step(self, run: Run, progress: Progress) -> None:
         """Rewrite the line on a terminal; elsewhere write one now and then, and at the end."""
-        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.set_postfix_str(_losses(progress, ", "), refresh=False)
+            self._bar.update(1)
+        elif self.style != "none":
+            self._line(progress, time.monotonic())
+
+    def end(self, run: Run) -> None:
+        """End the line, or write the last one."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self.style != "none":
+            self._write("\n" if self._rewrites else self._pending)
+        self._pending, self._bar = "", None
+
+    @property
+    def _rewrites(self) -> bool:
+        return self.style in ("auto", "line") and self.stream.isatty()
+
+    def _drawn(self, first: int) -> Any:
+        if self.style != "bar" and not (self.style == "auto" and self.stream.isatty()):
+            return None
+        try:
+            return bar(self.stream, self._steps, first)
+        except MissingDependencyError:
+            if self.style == "bar":
+                raise
+            return None
+
+    def _line(self, progress: Progress, now: float) -> None:
         made = progress.step - self._first
-        left = (now - self._began) / made * (self._steps - progress.step)
-        line = (
-            f"step {progress.step}/{self._steps}  outer loss {progress.outer_loss:.5g}  "
-            f"hypergradient {progress.norm:.3g}  {left:.0f} s to go"
-        )
-        if self.stream.isatty():
-            self._write(f"\r{line:<78}")
+        seconds = (now - self._began) / made
+        left = seconds * (self._steps - progress.step)
+        rate = 1 / max(seconds, 1e-9)
+        if self.style == "json":
+            known = {"step": progress.step, "steps": self._steps, "outer_loss": progress.outer_loss}
+            line = json.dumps(_without_nan({**known, "norm": progress.norm, "rate": rate, "seconds_left": left}))
+        else:
+            line = (
+                f"step {progress.step}/{self._steps}  {_losses(progress, '  ')}  {rate:.3g} steps/s  {left:.0f} s to go"
+            )
+        if self._rewrites:
+            columns = shutil.get_terminal_size().columns - 1  # a line that fills the last one cannot be rewritten
+            self._write(f"\r{line[:columns]:<{columns}}")
         elif now - self._shown >= self.interval:
             self._write(f"{line}\n")
             self._shown, self._pending = now, ""
         else:
             self._pending = f"{line}\n"
 
-    def end(self, run: Run) -> None:
-        """End the line, or write the last one."""
-        self._write("\n" if self.stream.isatty() else self._pending)
-        self._pending = ""
-
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
 
 
+def _losses(progress: Progress, between: str) -> str:
+    return f"outer loss {progress.outer_loss:.5g}{between}hypergradient {progress.norm:.3g}"
+
+
 @final
 class History(Callback):
-    """One JSON object a step, appended to a file: loss, norm, seconds, passes, and the report's fields.
+    """One JSON object a step, appended to a file: loss, norm, seconds and passes of the step, and the report's fields.
 
     A line is written whole and flushed, so an interrupted run leaves complete lines; a torn last line of a machine
     that crashed is ended before new lines follow. NaN is written as ``null``.
@@ -109,11 +160,7 @@ class History(Callback):
     def start(self, run: Run, steps: int) -> None:
         """Make the folder and mend a torn last line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb+") as file:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
+        end_torn_line(self.path)
 
     def step(self, run: Run, progress: Progress) -> None:
         """Append a line."""
@@ -123,6 +170,7 @@ class History(Callback):
             "outer_loss": progress.outer_loss,
             "norm": progress.norm,
             "step_seconds": progress.seconds,
+            "step_cost": dataclasses.asdict(progress.cost),
             **{key: report[key] for key in report if key not in ("outer_loss", "algorithm")},
             **(self.extra(progress) if self.extra else {}),
         }

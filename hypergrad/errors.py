@@ -77,6 +77,10 @@ class MissingDependencyError(HypergradError, ImportError):
     """An optional package or data set that is not installed."""
 
 
+class DiskFullError(HypergradError):
+    """No space left for files; those that were there before stay whole."""
+
+
 class OutOfMemoryError(HypergradError, torch.OutOfMemoryError):
     """A hypergradient for which the device or the machine has not enough memory; nothing was changed.
 
@@ -143,6 +147,22 @@ class OuterMoveWarning(HypergradWarning):
 
 class OverfittingWarning(HypergradWarning):
     """More hyperparameters than validation examples, and nothing that would notice that they fit these too closely."""
+
+
+class TrackerWarning(HypergradWarning):
+    """A tracker of experiments that failed; the run goes on without it."""
+
+
+class NoisyTrustedWarning(HypergradWarning):
+    """A trusted part of a cleaning that seems to be as noisy as the rest."""
+
+
+class MissingClassWarning(HypergradWarning):
+    """A class without a trusted example, so that its labels cannot be judged."""
+
+
+class DuplicateWarning(HypergradWarning):
+    """Training examples that stand in the trusted part as well."""
 
 
 class ActiveSetWarning(HypergradWarning):

@@ -85,6 +85,7 @@ class Run:
         whole: whether the run stands between two steps, so that it can be saved.
         probe_cost: passes that the probe made.
         companions: what is saved with the run, by name; the trainer puts its callbacks here.
+        stopped: why the trainer ended the run, as in :class:`~hypergrad.Fitted`; ``None`` before that.
     """
 
     def __init__(
@@ -118,6 +119,12 @@ class Run:
         self.whole = True
         self._probe_wanted, self.probe_cost = probe, Cost()
         self.companions: dict[str, Companion] = {}
+        self.stopped: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why ``"auto"`` uses what it uses, and every change since; ``None`` for an algorithm that was passed."""
+        return getattr(self._state, "reason", None) or None
 
     def step(self) -> Progress:
         """Take one outer step; each kind of warning is given once in a run.

@@ -149,6 +149,7 @@ class Trainer:
                     saved.load_part("callbacks", partial(callback.load_state_dict, run=run), kept[name])
                 run.companions[name] = callback
             last, stopped = self._go(run, steps)
+            run.stopped = stopped
         return self._fitted(run, stopped, last)
 
     def _go(self, run: Run, steps: int) -> tuple[Progress | None, str]:

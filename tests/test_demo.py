@@ -24,7 +24,10 @@ import hypergrad as hg
 from hypergrad.demo import data, experiment, run
 from hypergrad.errors import InputError, MissingDependencyError
 
-FILES = {"result.json", "history.jsonl", "weights.npz", "cleaning.png", "checkpoint.pt"}
+FILES = {
+    *("result.json", "history.jsonl", "weights.npz", "cleaning.png", "checkpoint.pt"),
+    *("run.json", "hparams.jsonl", "previews.json", "report.html"),
+}
 KEYS = {"accuracy", "precision", "recall", "f1", "auc", "seconds", "seed", "versions", "model", "data"}
 Images = tuple[Tensor, Tensor]
 
@@ -128,6 +131,31 @@ def test_table_says_everything(default: tuple[dict[str, Any], Path, str]) -> Non
     assert max(map(len, lines)) <= 88
 
 
+def test_report_shows_what_was_found(default: tuple[dict[str, Any], Path, str]) -> None:
+    result, out, _ = default
+    page = (out / "report.html").read_text(encoding="utf-8")
+    shown = hg.report.summary(out)
+    assert [number["value"] for number in shown["numbers"]] == [
+        f"{int((np.load(out / 'weights.npz')['weight'] < 0.5).sum()):,}",
+        f"{100 * result['accuracy']['cleaned']:.1f} %",
+        f"{result['f1']:.3f}".rstrip("0"),
+    ]
+    assert page.count('<img src="data:image/png;base64,') == 60
+    assert shown["status"] == "finished after 40 of 40 steps"
+    assert "Neumann" in page
+
+
+def test_the_demo_needs_no_jinja2(
+    short: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hypergrad.report import page
+
+    page._template.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    short(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"report.html"}
+
+
 def test_picture_shows_something(default: tuple[dict[str, Any], Path, str]) -> None:
     from matplotlib.image import imread
 
@@ -212,7 +240,9 @@ def test_interrupt_leaves_history_and_checkpoint(
     monkeypatch.setattr(hg, "ProgressBar", ControlC)
     with pytest.raises(KeyboardInterrupt):
         short(tmp_path, progress=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"history.jsonl", "checkpoint.pt"}
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"history.jsonl", "checkpoint.pt", "run.json", "hparams.jsonl"}
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["stopped"] == "interrupted"
     lines = (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert lines[-1].endswith("\n")

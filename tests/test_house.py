@@ -48,8 +48,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("callbacks", "population"),
     ("averaging",),
     ("trainer",),
+    ("report",),
     ("",),  # hypergrad/__init__.py: the public names
-    ("testing", "demo", "cleaning"),
+    ("bridges.tracking",),
+    ("bridges.mlflow", "bridges.tensorboard", "bridges.wandb"),
+    ("testing", "demo", "bridges.optuna", "cleaning"),
     ("compare",),
     ("commands",),
     ("cli",),
@@ -75,8 +78,12 @@ TOP_LEVEL = {
     "docs",
     ".ci",
 }
-OPTIONAL = {"cmaes", "higher", "matplotlib", "mlxtend", "optuna", "sklearn", "torchdata", "tqdm"}
+OPTIONAL = {
+    *("cmaes", "higher", "jinja2", "matplotlib", "mlflow", "mlxtend", "optuna", "shtab", "sklearn"),
+    *("tensorboard", "torchdata", "tqdm", "wandb"),
+}
 SMOKE: dict[str, dict[str, Any]] = {
+    "cleaning_cost": {"examples": 128, "epochs": 1, "repeats": 1},
     "example_weights": {"sizes": (100, 1000), "batch": 8, "width": 8, "steps": 2, "repeats": 2},
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
@@ -195,7 +202,9 @@ def test_optional_libraries_are_imported_by_the_demo_and_the_bridges_only() -> N
     guilty = {
         module: wanted
         for module, path in modules.items()
-        if not module.startswith(("hypergrad.bridges", "hypergrad.compare", "hypergrad.demo"))
+        if not module.startswith(
+            tuple(f"hypergrad.{name}" for name in ("bridges", "cleaning", "commands", "compare", "demo", "report"))
+        )
         and (wanted := {name.split(".")[0] for name in imports(path, modules)} & OPTIONAL)
     }
     assert guilty == {}

@@ -45,6 +45,7 @@ class Examples:
         preview: row of these examples → what a person would look at: ``{"text": …}``, ``{"row": {…}}`` or
             ``{"image": …}`` with a picture as a data address; ``None`` where there is nothing to show.
         skipped: inputs that were left out.
+        notes: what a reader decided and a user should hear about, such as columns that are not used.
 
     Raises:
         InputError: lengths that differ, fewer than two classes, labels outside of them, or inputs that are not finite.
@@ -58,6 +59,7 @@ class Examples:
     truth: Tensor | None = None
     preview: Callable[[int], dict[str, Any]] | None = None
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what belongs together."""

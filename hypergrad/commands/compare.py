@@ -47,6 +47,7 @@ class Compare:
 
     def __call__(self) -> int:
         """Run what is missing in the folder, write the results, and print the tables."""
+        from hypergrad.commands.saved import save_command
         from hypergrad.compare import compare
         from hypergrad.compare.table import tables
 
@@ -61,6 +62,7 @@ class Compare:
             clock=self.clock,
             quick=self.quick,
             say=_silent if self.quiet else _say,
+            began=lambda: save_command(self, self.out),
         )
         if self.json:
             sys.stdout.write((self.out / "compare.json").read_text(encoding="utf-8"))

@@ -64,8 +64,8 @@ def compare(
     work: int | None = None,
     clock: str = "cpu",
     quick: bool = False,
-    begin: Callable[[], object] = lambda: None,
     say: Say = lambda _: None,
+    began: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Compare our algorithms with Optuna's samplers on a task, and write what was found.
 
@@ -83,8 +83,8 @@ def compare(
         work: budget of work of a run in passes, at least 1; the task's by default.
         clock: ``"cpu"`` or ``"wall"``: what seconds are counted by.
         quick: two seeds and a budget of a fifth of a second, to see that it works.
-        begin: called once, when everything was checked and ``out`` is there.
         say: called with one line of text after each run.
+        began: called once everything passed is known to be right and ``out`` is there, before the first run.
 
     Returns:
         What ``compare.json`` holds.
@@ -97,7 +97,7 @@ def compare(
     plan = _planned(task, samplers, spaces, seeds, seconds, work, clock, quick=quick)
     require()
     _make(out)
-    begin()
+    began()
     kept = _read(out / RUNS)
     found: dict[str, list[dict[str, Any]]] = {}
     order: dict[str, Method] = {}

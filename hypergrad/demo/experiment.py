@@ -19,8 +19,9 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ from torch.nn.functional import cross_entropy, relu
 
 import hypergrad as hg
 from hypergrad.demo.data import SIDE, Examples, NoisySplit, load, require, split
-from hypergrad.demo.figure import draw, table
-from hypergrad.errors import InputError, did_you_mean
+from hypergrad.demo.figure import draw, previews, table
+from hypergrad.errors import InputError, MissingDependencyError, did_you_mean
 from hypergrad.files import write_whole
+from hypergrad.report.record import write_json
 from hypergrad.tree import Tree
 
 MODELS = {"linear": "softmax regression", "mlp": "one hidden layer"}
@@ -49,7 +51,8 @@ ALGORITHM = hg.Implicit(
     stationarity=float("inf"),  # training is cut short on purpose: see the module's docstring
 )
 FINAL_TRAINING = hg.LBFGS(tolerance=1e-3, steps=100)
-FILES = ("result.json", "history.jsonl", "weights.npz", "cleaning.png", "checkpoint.pt")
+UNFINISHED = ("history.jsonl", "checkpoint.pt", "run.json", "hparams.jsonl")
+FILES = ("result.json", "weights.npz", "cleaning.png", "previews.json", "report.html", *UNFINISHED)
 
 
 def run(
@@ -60,13 +63,17 @@ def run(
     out: Path,
     root: Path | None = None,
     steps: int | None = None,
-    progress: bool = True,
+    progress: bool | Literal["json"] = True,
     stream: TextIO | None = None,
+    callbacks: Sequence[hg.Callback] = (),
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Clean a noisy training set, and write what was found.
 
-    ``out`` gets ``result.json``, ``history.jsonl``, ``weights.npz``, ``cleaning.png`` and ``checkpoint.pt``; those of
-    an earlier run there are removed first. An interrupted run leaves the history and the checkpoint.
+    ``out`` gets ``result.json``, ``weights.npz``, ``cleaning.png``, ``previews.json``, ``history.jsonl``, ``run.json``,
+    ``hparams.jsonl``, ``checkpoint.pt`` and, where jinja2 is installed, ``report.html``, which shows all of it. Files
+    of an earlier run there are removed first. An interrupted run leaves the history and the checkpoint, from which it
+    can be gone on with: the result is that of a run without interruption.
 
     Args:
         model: ``"linear"`` (softmax regression) or ``"mlp"`` (one hidden layer).
@@ -75,8 +82,10 @@ def run(
         out: folder for the files, made where it does not exist.
         root: folder with the files of Fashion-MNIST.
         steps: outer steps, at least 1; 40 by default.
-        progress: whether to show progress on standard error.
+        progress: whether to show progress on standard error; ``"json"`` as JSON lines.
         stream: where the table goes, standard output by default.
+        callbacks: of the trainer, besides history, checkpoint and progress bar.
+        resume: go on with the run whose checkpoint is in ``out``, given the same settings; without one, start.
 
     Returns:
         What ``result.json`` holds: ``accuracy`` on the test set, ``precision``, ``recall``, ``f1`` and ``auc`` of the
@@ -92,15 +101,19 @@ def run(
     for module in ("matplotlib.figure", "sklearn.metrics"):
         require(module)  # missing ones are named before anything is computed
     parts = split(*load(data, root), seed)
-    _clear(out)
-    callbacks: list[hg.Callback] = [hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    _clear(out, keep=UNFINISHED if resume and (out / "checkpoint.pt").exists() else ())
+    title = f"Data hyper-cleaning: {DATA_NAMES[data]}, {MODELS[model]}, seed {seed}"
+    record = hg.report.Record(out, title=title, kind="cleaning", settings={"model": model, "data": data})
+    files: list[hg.Callback] = [record, hg.History(out / "history.jsonl"), hg.Checkpoint(out, every=10)]
+    shown = [hg.ProgressBar(style="json") if progress == "json" else hg.ProgressBar()] if progress else []
     weights = tune(
         model,
         parts.train,
         parts.validation,
         seed=seed,
         steps=steps,
-        callbacks=[*callbacks, *([hg.ProgressBar()] if progress else [])],
+        callbacks=[*files, *callbacks, *shown],
+        resume=out if (out / "checkpoint.pt").exists() else None,
     )
     result = {
         "accuracy": accuracies(model, parts, weights, seed),
@@ -111,8 +124,9 @@ def run(
         "model": model,
         "data": data,
     }
-    title = f"Data hyper-cleaning: {DATA_NAMES[data]}, {MODELS[model]}, seed {seed}"
     _write(out, parts, weights, result, title)
+    with suppress(MissingDependencyError):  # the report wants one package more
+        hg.report.write_report(out)
     (stream or sys.stdout).write(table(title, result, threshold=THRESHOLD))
     return result
 
@@ -125,6 +139,7 @@ def tune(
     seed: int,
     steps: int,
     callbacks: Sequence[hg.Callback] = (),
+    resume: Path | None = None,
 ) -> Tensor:
     """Return the weights of the training examples after some outer steps.
 
@@ -135,6 +150,7 @@ def tune(
         seed: seed of the start of training.
         steps: outer steps.
         callbacks: of the trainer.
+        resume: folder of the checkpoint to go on from.
     """
     count = len(train.labels)
 
@@ -154,7 +170,7 @@ def tune(
         callbacks=callbacks,
         seed=seed,
     )
-    fitted = trainer.fit(initial_params(model, seed), {"logits": torch.zeros(count)}, steps)
+    fitted = trainer.fit(initial_params(model, seed), {"logits": torch.zeros(count)}, steps, resume=resume)
     return fitted.hparams["logits"].sigmoid()
 
 
@@ -280,12 +296,12 @@ def _check(model: str, seed: int, steps: int) -> None:
             raise InputError(f"{name}={value}", f"a whole number of at least {low}", f"leave {name} out")
 
 
-def _clear(out: Path) -> None:
-    """Make the folder, and remove what an earlier run left there."""
+def _clear(out: Path, keep: Sequence[str]) -> None:
+    """Make the folder, and remove what an earlier run left there, but for what is to be kept."""
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out}, which is a file", "a folder, or a name that is free", "choose another out")
     out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in (name for name in FILES if name not in keep):
         (out / name).unlink(missing_ok=True)
 
 
@@ -305,6 +321,7 @@ def _write(out: Path, parts: NoisySplit, weights: Tensor, result: dict[str, Any]
         out / "cleaning.png",
         lambda path: draw(path, parts, weights, data=result["data"], threshold=THRESHOLD, title=title),
     )
+    write_json(out / "previews.json", previews(parts, weights, data=result["data"]))
     write_whole(
         out / "result.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     )

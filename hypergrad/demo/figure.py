@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,33 @@ def draw(path: Path, parts: NoisySplit, weights: Tensor, *, data: str, threshold
     _histogram(left.subplots(), parts.corrupted, weights, threshold)
     _suspects(right, parts, weights, CLASSES[data])
     figure.savefig(path, format="png")
+
+
+def previews(parts: NoisySplit, weights: Tensor, *, data: str, most: int = 60) -> list[dict[str, Any]]:
+    """Return the most suspicious training images for a report, lowest weight first, as PNG data addresses.
+
+    Args:
+        parts: the examples.
+        weights: one weight for each training example.
+        data: the data set, for the names of its classes.
+        most: how many.
+    """
+    images = (parts.train.images + parts.mean).reshape(-1, SIDE, SIDE)
+    found = []
+    for row in torch.argsort(weights, stable=True)[:most].tolist():
+        png = io.BytesIO()
+        require("matplotlib.image").imsave(png, images[row].numpy(), cmap="gray_r", vmin=0, vmax=1, format="png")
+        found.append(
+            {
+                "index": int(parts.index[0][row]),
+                "given": CLASSES[data][int(parts.train.labels[row])],
+                "proposed": None,
+                "weight": float(weights[row]),
+                "wrong": bool(parts.corrupted[row]),
+                "image": "data:image/png;base64," + base64.b64encode(png.getvalue()).decode(),
+            }
+        )
+    return found
 
 
 def _histogram(axes: Any, corrupted: Tensor, weights: Tensor, threshold: float) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
+import sys
+import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -119,9 +122,11 @@ class Clock:
         return self.now
 
 
-def shown(stream: io.StringIO, steps: int, monkeypatch: pytest.MonkeyPatch, *callbacks: hg.Callback) -> str:
+def shown(
+    stream: io.StringIO, steps: int, monkeypatch: pytest.MonkeyPatch, *callbacks: hg.Callback, style: Any = "auto"
+) -> str:
     monkeypatch.setattr(hypergrad.callbacks, "time", Clock(1000.0))
-    run("adam", steps, *callbacks, hg.ProgressBar(stream, interval=10.0))
+    run("adam", steps, *callbacks, hg.ProgressBar(stream, interval=10.0, style=style))
     return stream.getvalue()
 
 
@@ -143,11 +148,16 @@ def test_a_progress_bar_says_where_it_is_and_how_long_it_takes(monkeypatch: pyte
         assert line.startswith(f"step {step}/9 ")
         assert f"outer loss {progress.outer_loss:.5g}" in line
         assert f"hypergradient {progress.norm:.3g}" in line
-        assert line.endswith(f"{4 * (9 - step)} s to go")
+        assert line.endswith(f"  0.25 steps/s  {4 * (9 - step)} s to go")
 
 
-def test_a_progress_bar_on_a_terminal_rewrites_its_line_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = shown(Terminal(), 5, monkeypatch)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_progress_bar_on_a_terminal_rewrites_its_line_and_ends_it(
+    missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    text = shown(Terminal(), 5, monkeypatch, style="auto" if missing else "line")
     assert text.count("\r") == 5
     assert text.count("\n") == 1
     assert text.endswith("\n")
@@ -162,6 +172,72 @@ def test_a_progress_bar_in_a_file_shows_the_last_step_of_a_run_that_stops_early(
     stopping = hg.EarlyStopping(patience=1, monitor=lambda progress: progress.step)
     lines = shown(io.StringIO(), 9, monkeypatch, stopping).splitlines()
     assert lines[-1].startswith("step 2/9")
+
+
+def test_a_progress_bar_on_a_terminal_is_drawn_by_tqdm_with_rate_and_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    text = shown(Terminal(), 5, monkeypatch, recorder)
+    last = recorder.seen[-1]
+    assert "| 5/5 [" in text
+    assert "steps/s" in text
+    assert f"outer loss {last.outer_loss:.5g}, hypergradient {last.norm:.3g}" in text
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+
+
+def test_the_bar_of_a_resumed_run_starts_where_the_run_does(tmp_path: Path) -> None:
+    run("adam", 4, hg.Checkpoint(tmp_path))
+    stream = Terminal()
+    run("adam", 8, hg.ProgressBar(stream, style="bar"), resume=tmp_path)
+    assert "| 4/8 [" in stream.getvalue()
+    assert "| 8/8 [" in stream.getvalue()
+
+
+def test_a_bar_starts_no_thread() -> None:
+    before = threading.active_count()
+    counts = []
+
+    class Count(hg.Callback):
+        def step(self, run: hg.Run, progress: hg.Progress) -> None:
+            counts.append(threading.active_count())
+
+    run("adam", 2, Count(), hg.ProgressBar(Terminal(), style="bar"))
+    assert set(counts) == {before}
+
+
+def test_a_bar_without_tqdm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(hg.errors.MissingDependencyError, match=r"hypergrad-engine\[cli\]"):
+        run("adam", 2, hg.ProgressBar(io.StringIO(), style="bar"))
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_progress_bar_for_machines_writes_json_lines(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    lines = [json.loads(line) for line in shown(stream(), 9, monkeypatch, recorder, style="json").splitlines()]
+    assert [line["step"] for line in lines] == [1, 4, 7, 9], "3 steps are 12 seconds"
+    for line in lines:
+        progress = recorder.seen[line["step"] - 1]
+        assert line == {
+            "step": progress.step,
+            "steps": 9,
+            "outer_loss": progress.outer_loss,
+            "norm": progress.norm,
+            "rate": 0.25,
+            "seconds_left": 4.0 * (9 - progress.step),
+        }
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_silent_progress_bar_writes_nothing(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(stream(), 5, monkeypatch, style="none") == ""
+
+
+def test_a_style_that_is_not_known_is_refused() -> None:
+    with pytest.raises(hg.errors.InputError, match="did you mean 'json'"):
+        hg.ProgressBar(style="jsno")  # type: ignore[arg-type]
 
 
 def test_the_time_to_go_counts_the_steps_of_this_sitting_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The report: what is recorded, read and shown."""
