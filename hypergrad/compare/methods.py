@@ -210,7 +210,7 @@ class Trainer:
 
     def pruned(self, trial: Any, hparams: Tree) -> float | None:
         """Return the same, with a report at each rung, or ``None`` for a trial that was ended early."""
-        first, stages = True, _stages(self.task.inner)
+        first, stages, value = True, _stages(self.task.inner), math.nan
         for rung, stage in zip(RUNGS, stages, strict=True):
             begin = dict(self.task.params) if first and not self.task.warm else self.params
             first = False
