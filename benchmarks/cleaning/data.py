@@ -99,7 +99,8 @@ def _noisy(kind: str, inputs: Tensor, right: Tensor, classes: int, rate: float, 
 def _tfidf(documents: Any, rows: tuple[Tensor, ...], words: int) -> list[Tensor]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(max_features=words, sublinear_tf=True, min_df=2, dtype=np.float32)
+    kind: Any = np.float32  # float64 in the stubs, any in the library
+    vectorizer = TfidfVectorizer(max_features=words, sublinear_tf=True, min_df=2, dtype=kind)
     vectorizer.fit([documents[row] for row in rows[0].tolist()])
     return [
         torch.from_numpy(vectorizer.transform([documents[row] for row in part.tolist()]).toarray()) for part in rows

@@ -100,7 +100,8 @@ def baselines(parts: Parts, *, seed: int) -> dict[str, Flagged]:
         fits = [others.softmax_regression(classes, value, 50) for value in PENALTIES]
         rights = [accuracy(fit, train.inputs, given, trusted.inputs, trusted.labels) for fit in fits]
         fit, errors = fits[rights.index(max(rights))], 1 - max(rights)
-    found, share = {}, float(parts.wrong.double().mean())
+    found: dict[str, Flagged] = {}
+    share = float(parts.wrong.double().mean())
     for suffix, extra in (("", None), (" + trusted", (trusted.inputs, trusted.labels))):
         clock = Clock()
         with clock.running():

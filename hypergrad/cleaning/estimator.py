@@ -173,7 +173,8 @@ class HyperCleaner(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _trusted(self, X: Any, y: Any) -> tuple[Array, Array]:
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        y = check_array(y, ensure_2d=False, dtype=None)
+        as_given: Any = None  # str alone in the stubs
+        y = check_array(y, ensure_2d=False, dtype=as_given)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise InputError(

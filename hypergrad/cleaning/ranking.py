@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any, final
 
 import numpy as np
@@ -135,8 +136,8 @@ def compare(scores: Sequence[Tensor], stability: Tensor, suspicious: Tensor, see
     rows = torch.randperm(len(stability), generator=generator)[:PAIRED]
     pairs = [(a[rows].numpy(), b[rows].numpy()) for a, b in combinations(scores, 2)]
     if all(np.ptp(one) > 0 for pair in pairs for one in pair):
-        found["spearman"] = float(np.mean([spearmanr(a, b)[0] for a, b in pairs]))
-        found["kendall"] = float(np.mean([kendalltau(a, b)[0] for a, b in pairs]))
+        measures: dict[str, Any] = {"spearman": spearmanr, "kendall": kendalltau}
+        found |= {name: fmean(float(measure(a, b)[0]) for a, b in pairs) for name, measure in measures.items()}
     return found
 
 

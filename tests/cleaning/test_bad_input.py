@@ -44,7 +44,7 @@ def broken(what: str) -> tuple[Any, Any, dict[str, Any]]:
     x, y = train.inputs, train.labels
     nan = x.clone()
     nan[7, 2] = float("nan")
-    return {
+    cases: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "one class": ((x, torch.zeros_like(y)), (trusted.inputs, torch.zeros_like(trusted.labels)), {}),
         "one trusted class": (train, trusted.take((trusted.labels == 0).nonzero()[:, 0]), {}),
         "nan": ((nan, y), trusted, {}),
@@ -65,7 +65,8 @@ def broken(what: str) -> tuple[Any, Any, dict[str, Any]]:
         "convnet": (train, trusted, {"settings": quick(model="convnet")}),
         "resume": (train, trusted, {"resume": True}),
         "twins": (train, train, {}),
-    }[what]
+    }
+    return cases[what]
 
 
 SAYS = {

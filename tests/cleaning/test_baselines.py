@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_a_weight_of_zero_leaves_an_example_out() -> None:
 def test_no_example_is_judged_by_a_model_that_saw_it() -> None:
     seen: list[set[float]] = []
 
-    def fit(inputs: Tensor, _labels: Tensor) -> baselines.Callable[[Tensor], Tensor]:
+    def fit(inputs: Tensor, _labels: Tensor) -> Callable[[Tensor], Tensor]:
         seen.append(set(inputs[:, 0].tolist()))
 
         def judge(some: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from hypergrad.errors import InputError
 from tests.cleaning.common import noisy, right
 
 
-@parametrize_with_checks([HyperCleaner(steps=10)])
+@parametrize_with_checks([HyperCleaner(steps=10)])  # type: ignore[untyped-decorator]
 def test_scikit_learn_accepts_it(estimator: Any, check: Callable[[Any], None]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's checks pass what deserves one

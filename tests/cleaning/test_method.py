@@ -84,7 +84,7 @@ def test_weights_move_along_the_hypergradient() -> None:
     def inner(params: Any, hparams: Any) -> torch.Tensor:
         arguments = (rows, labels, lambda: x @ params["w"], squared)
         value: torch.Tensor = torch.func.functional_call(judgement, dict(hparams), arguments)
-        return value + 0.05 * params["w"].square().sum()
+        return torch.add(value, params["w"].square().sum(), alpha=0.05)
 
     problem = hg.Problem(inner, lambda params, _: (v @ params["w"][:, 0] - wanted).square().mean())
     hparams = {"weights.example_weights": lam.detach()}
@@ -173,7 +173,7 @@ def test_the_input_stays_as_it_is() -> None:
 
 def test_a_model_a_loss_and_an_algorithm_of_ones_own() -> None:
     def network(shape: tuple[int, ...], classes: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(*shape, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, classes))
+        return nn.Sequential(nn.Linear(shape[0], 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, classes))
 
     def smoothed(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(scores, labels, reduction="none", label_smoothing=0.1)

@@ -69,7 +69,7 @@ def test_pictures_are_shown_as_pictures(tmp_path: Path) -> None:
     images = torch.nn.functional.pad(inputs.view(60, 2, 2), (1, 1, 1, 1))
     given = torch.where(torch.arange(60) < 12, (labels + 1) % 3, labels)
     own = Examples(images, given, names(3), preview=lambda row: {"text": f"row {row}"})
-    trusted = Examples(*(part[30:] for part in (images, labels)), names(3))
+    trusted = Examples(images[30:], labels[30:], names(3))
     train = own.take(torch.arange(30))
     clean(train, trusted, BRIEF, out=tmp_path / "a")
     shown = json.loads((tmp_path / "a" / "previews.json").read_text())

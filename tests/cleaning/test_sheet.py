@@ -32,7 +32,7 @@ def test_the_sheet_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     arguments = ["--smoke", "--data", "adult", "--out", str(tmp_path / "table.json")]
     result = needs_data(sheet.main, arguments)
     assert torch.equal(torch.get_rng_state(), before), "the sheet draws from the global random numbers"
-    assert json.loads((tmp_path / "table.json").read_text()) == result
+    assert json.loads((tmp_path / "table.json").read_text())["tables"] == result["tables"]
     assert len(result["tables"]) == len(NOISES)
     shown = capsys.readouterr().out
     for title, rows in result["tables"].items():
