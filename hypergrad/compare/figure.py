@@ -82,12 +82,12 @@ def _panel(axes: Any, rows: list[dict[str, Any]], key: str, space: str) -> None:
     if reasons:
         text = "\n".join(textwrap.fill(f"not run: {reason}", 34) for reason in reasons)
         axes.text(
-            0.5,
-            0.5,
+            0.03,
+            0.03,
             text,
             transform=axes.transAxes,
-            ha="center",
-            va="center",
+            ha="left",
+            va="bottom",
             fontsize=10,
             bbox={"facecolor": "white", "edgecolor": "#999999"},
         )

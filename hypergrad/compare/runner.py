@@ -31,6 +31,8 @@ SEEDS = 5
 QUICK = Budget(seconds=0.2, work=60)
 QUICK_SEEDS = 2
 RUNS = "runs.jsonl"
+FINAL = "final_validation"
+COUNTS = ("seed", "evaluations", "work", "cpu_seconds", "wall_seconds")
 Say = Callable[[str], None]
 
 
@@ -220,11 +222,14 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         try:
             line = json.loads(text)
             key = json.dumps(line.pop("key"), sort_keys=True)
-            points, last = line["points"], (line["seed"], line["final_validation"], line["test"], line["evaluations"])
+            points = [[float(value) for value in point] for point in line["points"]]
+            tested = {str(name): _number(value) for name, value in line["test"].items()}
+            counts = {name: float(line[name]) for name in COUNTS}
+            final = _number(line["final_validation"])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        if isinstance(points, list) and all(isinstance(point, list) and len(point) == 4 for point in points) and last:
-            found[key] = {**line, "final_validation": _number(line["final_validation"])}
+        if all(len(point) == 4 for point in points):
+            found[key] = {**counts, "seed": int(counts["seed"]), "points": points, "test": tested, FINAL: final}
     return found
 
 

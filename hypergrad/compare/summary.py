@@ -42,7 +42,7 @@ def summed_up(order: Sequence[Method], found: dict[str, list[dict[str, Any]]], b
 
 
 def _measured(runs: Runs, ours: Runs, column: int, budget: Budget) -> dict[str, Any]:
-    names = list(runs[0]["test"])
+    names = list((ours or runs)[0]["test"])
     by_time = [best_within(run["points"], column, budget.seconds) for run in runs]
     by_work = [best_within(run["points"], WORK, budget.work) for run in runs]
     validation, test = spread([run["final_validation"] for run in runs]), _tests(runs, names)

@@ -96,20 +96,19 @@ def test_searches_go_on_after_training_that_diverges() -> None:
     problem = dataclasses.replace(task.problem, hparams_domain={})
     task = dataclasses.replace(task, problem=problem, hparams={"log_penalty": torch.full((12,), -8.0).double()})
     random = next(m for m in methods(task, ("random",), ("shared",)) if m.kind == "search")
-    track = Track(by_work(3000))
+    track = Track(by_work(1500))
     with quiet():
         random.run(track, 0)
-    assert track.work >= 3000
-    assert 0 < track.evaluations < 3000 // 201
+    assert track.work >= 1500
+    assert 0 < track.evaluations < 1500 // 201
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_hypergradients_are_ahead_of_every_search_at_equal_work(seed: int) -> None:
-    task, best = small(seed, size=40), {}
+def test_hypergradients_are_ahead_of_every_search_at_equal_work() -> None:
+    task, best = small(size=40), {}
     with quiet():
-        for method in methods(task, ("tpe", "cma-es", "random"), SPACES):
-            track = Track(by_work(800))
-            method.run(track, seed)
+        for method in methods(task, ("tpe", "random"), SPACES):
+            track = Track(by_work(300))
+            method.run(track, 0)
             best[method.name] = track.best
     ours = best.pop("ours: Implicit(CG), Adam")
     del best["ours: Implicit(CG), L-BFGS-B"]

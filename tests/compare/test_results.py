@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def make(seed: int) -> Task:
 def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known.TASKS, "tiny", make)
     if "picture" not in request.node.name:
-        monkeypatch.setattr(runner, "draw", lambda *_: None)
+        monkeypatch.setattr(runner, "draw", lambda path, _: path.write_bytes(b""))
 
 
 def strictly(path: Path) -> Any:
@@ -156,6 +157,22 @@ def test_without_optuna_nothing_starts(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(MissingDependencyError, match=r"hypergrad-engine\[optuna-all\]"):
         compare("tiny", out=tmp_path / "new", seeds=1)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_search_that_never_got_a_value_is_shown_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = runner.measured
+
+    def empty(method: Method, budget: Any, seed: int) -> dict[str, Any]:
+        run = measured(method, budget, seed)
+        failed = {**run, "points": [], "evaluations": 0, "final_validation": math.nan, "test": {}}
+        return failed if method.kind == "search" else run
+
+    monkeypatch.setattr(runner, "measured", empty)
+    options: dict[str, Any] = {"samplers": ("random",), "spaces": ("shared",), "seeds": 1, "seconds": 0.01, "work": 1}
+    first = compare("tiny", out=tmp_path, **options)
+    assert strictly(tmp_path / "compare.json")["methods"][-1]["final_validation"] is None
+    assert "| random, shared               | 1       | –" in tables(first)
+    assert tables(compare("tiny", out=tmp_path, **options)) == tables(first)  # read back from runs.jsonl
 
 
 OWN = """
