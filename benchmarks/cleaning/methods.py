@@ -15,12 +15,10 @@ from benchmarks.cleaning.data import Parts
 from hypergrad.cleaning import Settings, clean
 from hypergrad.cleaning import baselines as others
 from hypergrad.cleaning.models import scale_of
-from hypergrad.cleaning.second_look import second_look
+from hypergrad.cleaning.settings import Look
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """Of the models of the baselines: the one that does best on the trusted part, trained on all given labels."""
-
-SECOND_PENALTY = 0.01
 
 
 @final
@@ -62,28 +60,29 @@ def scaled(parts: Parts) -> Parts:
 
 
 def ours(raw: Parts, parts: Parts, settings: Settings) -> dict[str, Flagged]:
-    """Flag by the pipeline as it is shipped, and take a second look at all weights below 1/2.
+    """Flag by the pipeline as it is shipped, and by its tuned weights alone.
 
     Args:
         raw: with inputs as they were read.
         parts: with scaled inputs.
         settings: of the pipeline.
     """
-    clock = Clock()
-    with clock.running():
-        found = clean(raw.train, raw.trusted, replace(settings, held_out=0.0))
-    dropped = torch.ones(len(parts.wrong), dtype=torch.bool)
-    dropped[torch.from_numpy(found.kept)] = False
-    weight = (~dropped).double()  # of examples that stand in the trusted part as well, which are not judged
-    weight[torch.from_numpy(found.index)] = torch.from_numpy(found.weight)
-    first = Flagged(dropped, -weight, clock.seconds)
-    train, trusted = parts.train, (parts.trusted.inputs, parts.trusted.labels)
-    fit = others.softmax_regression(len(train.classes), SECOND_PENALTY, 50)
-    with clock.running():
-        look = second_look(train.inputs, train.labels, trusted, weight < 0.5, fit)
-    score = others.losses_of(look.probabilities, train.labels)
-    second = Flagged(look.suspicious, score, clock.seconds, weights=look.belief)
-    return {"hypergrad": first, "hypergrad, second look": second}
+    found: dict[str, Flagged] = {}
+    looks: dict[str, Look] = {"hypergrad, weights alone": "off", "hypergrad": "auto"}
+    for name, look in looks.items():
+        clock = Clock()
+        with clock.running():
+            cleaned = clean(raw.train, raw.trusted, replace(settings, held_out=0.0, second_look=look))
+        dropped = torch.ones(len(parts.wrong), dtype=torch.bool)
+        dropped[torch.from_numpy(cleaned.kept)] = False
+        weight = (~dropped).double()  # of examples that stand in the trusted part as well, which are not judged
+        weight[torch.from_numpy(cleaned.index)] = torch.from_numpy(cleaned.weight)
+        found[name] = Flagged(dropped, -weight, clock.seconds)
+        if cleaned.belief is not None:
+            belief = (~dropped).float()
+            belief[torch.from_numpy(cleaned.index)] = torch.from_numpy(cleaned.belief).float()
+            found[name] = replace(found[name], weights=belief)
+    return found
 
 
 def baselines(parts: Parts, *, seed: int) -> dict[str, Flagged]:

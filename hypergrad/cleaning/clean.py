@@ -24,6 +24,7 @@ from hypergrad.cleaning.online import run_online
 from hypergrad.cleaning.parts import Parts, divide, share_of_each_class
 from hypergrad.cleaning.recipe import Outcome, Recipe, algorithm_named
 from hypergrad.cleaning.result import write_result
+from hypergrad.cleaning.second_look import SecondLook, second_look
 from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.sources import Source, sources
 from hypergrad.cleaning.training import accuracy, probabilities, trained
@@ -33,6 +34,8 @@ from hypergrad.settings import check_kind
 
 NESTED = {"linear": 20_000, "mlp": 20_000, "convnet": 2_000, "": 2_000}
 """Examples up to which ``mode="auto"`` takes all of them in each step; ``""`` stands for the user's own model."""
+LARGEST = 6.9
+"""Logit of a tuned weight beyond which it counts as this, once a second look has been taken."""
 SEEN = 0.8
 """Share of the trusted examples that each of several runs sees."""
 
@@ -116,7 +119,8 @@ def clean(
     recipe, online = _recipe(scaled.train, settings, model, loss, algorithm)
     folder = Folder(out, parts.identity(settings, recipe.algorithm), overwrite=overwrite, resume=resume)
     outcomes = [_outcome(seed, recipe, scaled, folder, callbacks, online=online) for seed in _seeds(settings)]
-    found = _judge(recipe, scaled, outcomes, notes, trust)
+    look = _look(recipe, scaled, outcomes, own=model is not None)
+    found = _judge(recipe, scaled, outcomes, look, notes, trust)
     cleaned = Cleaned(
         **{**found, "model": found["model"] if scale is None else scale.before(found["model"])},
         source=parts.train,
@@ -185,12 +189,47 @@ def _outcome(seed: int, recipe: Recipe, parts: Parts, folder: Folder, callbacks:
     return found
 
 
-def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: list[str], trust: Trust) -> dict[str, Any]:
+def _look(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], *, own: bool) -> SecondLook | None:
+    """Have every label judged out of fold as well, where that is wanted."""
+    settings, train, trusted = recipe.settings, parts.train, parts.trusted
+    if settings.second_look == "off" or (settings.second_look == "auto" and (own or settings.model != "linear")):
+        return None
+    if train.held is None or trusted.held is None:
+        if settings.second_look == "auto":
+            return None
+        raise InputError(
+            passed='Settings(second_look="on") with examples that are read piece by piece',
+            expected="arrays or Examples, which are held in memory",
+            do='pass second_look="auto"',
+        )
+    weight = torch.stack([one.score for one in outcomes]).mean(dim=0).sigmoid()
+    return second_look(
+        train.held.float(),
+        train.labels,
+        (trusted.held.float(), trusted.labels),
+        weight,
+        recipe.classes,
+        folds=settings.folds,
+        seed=settings.seed,
+    )
+
+
+def _judge(
+    recipe: Recipe,
+    parts: Parts,
+    outcomes: Sequence[Outcome],
+    look: SecondLook | None,
+    notes: list[str],
+    trust: Trust,
+) -> dict[str, Any]:
     """Return the fields of :class:`Cleaned` that follow from the scores."""
     settings, train = recipe.settings, parts.train
     scores = [one.score for one in outcomes]
+    if look is not None:
+        scores = [score.clamp(-LARGEST, LARGEST) + torch.logit(look.belief, eps=1e-6) for score in scores]
     mean = torch.stack(scores).mean(dim=0)
-    level = ranking.level_of(mean, settings.threshold)
+    half = look is not None and settings.threshold is None
+    level = 0.0 if half else ranking.level_of(mean, settings.threshold)
     mean[parts.unjudged(train)] = max(0.0, level)
     guarded = ranking.guard(mean, train.labels, recipe.classes, level=level, most_lost=settings.most_lost)
     notes += [
@@ -204,10 +243,10 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
     kept = (~suspicious).nonzero()[:, 0]
     tuned = [one.labels for one in outcomes if one.labels is not None]
     mean_labels = torch.stack(tuned).mean(dim=0) if tuned else None
-    final = trained(recipe, train.take(kept), settings.seed)
+    final = _final(recipe, train, kept, look)
     proposed = train.labels.clone()
     if bool(suspicious.any()):
-        chances = probabilities(final, train)
+        chances = probabilities(final, train) if look is None else look.probabilities
         guess = chances if mean_labels is None else chances * mean_labels
         proposed[suspicious] = guess.argmax(dim=1)[suspicious]
     wrong = None if train.truth is None else train.truth != train.labels
@@ -215,6 +254,7 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
     return {
         "threshold": float(torch.tensor(level, dtype=torch.float64).sigmoid()),
         "weight": weight.numpy(),
+        "belief": None if look is None else look.belief.double().numpy(),
         "rank": ranking.ranks(guarded.score).numpy(),
         "stability": stability.numpy(),
         "suspicious": suspicious.numpy(),
@@ -225,7 +265,7 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
         "classes": train.classes,
         "noise_estimate": float(suspicious.double().mean()),
         "trusted": trust,
-        "stability_report": ranking.compare(scores, stability, suspicious, settings.seed),
+        "stability_report": ranking.compare([one.score for one in outcomes], stability, suspicious, settings.seed),
         "accuracy": _accuracies(recipe, parts, final, None if mean_labels is None else mean_labels.argmax(dim=1)),
         "detection": None if wrong is None else ranking.detection(weight, suspicious, wrong),
         "histogram": ranking.histogram(weight, suspicious, wrong),
@@ -233,6 +273,13 @@ def _judge(recipe: Recipe, parts: Parts, outcomes: Sequence[Outcome], notes: lis
         "notes": tuple(notes),
         "model": final,
     }
+
+
+def _final(recipe: Recipe, train: Source, kept: Tensor, look: SecondLook | None) -> nn.Module:
+    """Train on what is kept, or, after a second look, on everything, each example times the belief in its label."""
+    if look is None:
+        return trained(recipe, train.take(kept), recipe.settings.seed)
+    return trained(recipe, train, recipe.settings.seed, look.belief)
 
 
 def _accuracies(recipe: Recipe, parts: Parts, final: nn.Module, labels: Tensor | None) -> dict[str, Any] | None:

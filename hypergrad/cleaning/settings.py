@@ -11,6 +11,7 @@ from hypergrad.settings import check_choice, check_counts, check_numbers
 Weighting = Literal["sigmoid", "softmax", "mlp"]
 Mode = Literal["auto", "nested", "online"]
 ModelName = Literal["linear", "mlp", "convnet"]
+Look = Literal["auto", "on", "off"]
 Scaling = Literal["auto", "columns", "whole", "none"]
 
 
@@ -40,8 +41,10 @@ class Settings:
         trusted_batch_size: trusted examples in a batch of an online run, at least 1.
         lr: step size of training, above 0.
         rate: step size of the weights, above 0: the typical change of a weight's logit in the move that changes most.
-        threshold: examples with a lower weight are suspicious, above 0 and below 1. Weights start at 1/2. Without it
-            the threshold is where the weights fall into two groups best, at most 1/2.
+        second_look: whether softmax regression, trained out of fold with the tuned weights and the trusted examples,
+            judges every label as well: "on", "off", or "auto": with model "linear" on inputs held in memory.
+        threshold: examples with a lower weight are suspicious, above 0 and below 1. Without it 1/2 after a second look;
+            else where the weights, which start at 1/2, fall into two groups best, at most 1/2.
         penalty: factor of half the squared norm of the model's parameters in every training, at least 0.
         damping: number added to the curvature in linear solves, at least 0.
         most_lost: largest share of a class's examples, and of its weight, that may be lost, above 0 and at most 1.
@@ -78,6 +81,7 @@ class Settings:
     trusted_batch_size: int = 128
     lr: float = 0.2
     rate: float = 0.2
+    second_look: Look = "auto"
     threshold: float | None = None
     penalty: float = 0.001
     damping: float = 0.1
@@ -113,5 +117,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model": ("linear", "mlp", "convnet"),
     "weighting": ("sigmoid", "softmax", "mlp"),
     "mode": ("auto", "nested", "online"),
+    "second_look": ("auto", "on", "off"),
     "scaling": ("auto", "columns", "whole", "none"),
 }

@@ -19,8 +19,8 @@ FULL = 50_000_000
 """Entries of the inputs up to which a convex model is trained on all examples at once."""
 
 
-def trained(recipe: Recipe, source: Source, seed: int) -> nn.Module:
-    """Return a model trained on examples that all weigh the same, in evaluation mode.
+def trained(recipe: Recipe, source: Source, seed: int, weights: Tensor | None = None) -> nn.Module:
+    """Return a model trained on examples, in evaluation mode.
 
     A linear model on inputs in memory is trained to its optimum, all else for ``final_epochs`` passes of stochastic
     gradient descent with momentum, whose step falls to zero along a cosine.
@@ -29,31 +29,33 @@ def trained(recipe: Recipe, source: Source, seed: int) -> nn.Module:
         recipe: the model, the loss and the settings.
         source: the examples.
         seed: of the start and of the batches.
+        weights: of the examples, of shape (n,); all the same without them.
     """
     module = recipe.build(seed)
+    relative = torch.ones(len(source)) if weights is None else (weights / weights.mean()).float()
     linear = isinstance(module, nn.Sequential) and [type(part) for part in module] == [nn.Flatten, nn.Linear]
     if linear and source.held is not None and source.held.numel() <= FULL:
-        _to_the_optimum(recipe, module, source.held, source.labels)
+        _to_the_optimum(recipe, module, source.held, source.labels, relative)
     else:
-        _by_minibatches(recipe, module, source, seed)
+        _by_minibatches(recipe, module, source, seed, relative)
     return module.eval()
 
 
-def _to_the_optimum(recipe: Recipe, module: nn.Module, inputs: Tensor, labels: Tensor) -> None:
+def _to_the_optimum(recipe: Recipe, module: nn.Module, inputs: Tensor, labels: Tensor, weights: Tensor) -> None:
     params = list(module.parameters())
     optimizer = torch.optim.LBFGS(params, max_iter=100, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         squares = torch.stack([value.square().sum() for value in params]).sum()
-        value = recipe.loss(module(inputs), labels).mean() + recipe.settings.penalty / 2 * squares
+        value = (weights * recipe.loss(module(inputs), labels)).mean() + recipe.settings.penalty / 2 * squares
         value.backward()
         return value
 
     optimizer.step(closure)
 
 
-def _by_minibatches(recipe: Recipe, module: nn.Module, source: Source, seed: int) -> None:
+def _by_minibatches(recipe: Recipe, module: nn.Module, source: Source, seed: int, weights: Tensor) -> None:
     settings = recipe.settings
     size = min(settings.batch_size, len(source))
     sampler = TensorSampler(source.labels, batch_size=size, seed=seed, index=True)
@@ -67,7 +69,7 @@ def _by_minibatches(recipe: Recipe, module: nn.Module, source: Source, seed: int
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.zero_grad()
-            recipe.loss(module(source.fetch(rows)), labels).mean().backward()
+            (weights[rows] * recipe.loss(module(source.fetch(rows)), labels)).mean().backward()
             optimizer.step()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad.cleaning import baselines, noise
-from hypergrad.cleaning.second_look import second_look
+from hypergrad.cleaning.second_look import second_look, sharpening
 from hypergrad.errors import InputError, MissingDependencyError
 
 
@@ -99,19 +99,38 @@ def test_without_cleanlab_the_error_names_the_extra(believed: Tensor, monkeypatc
         baselines.confident_learning(believed, MADE.labels)
 
 
-def test_the_second_look_clears_right_labels_and_no_others() -> None:
-    trusted = blobs(30, 1)
-    first = MADE.wrong | (torch.arange(300) < 90)
-    look = second_look(INPUTS, MADE.labels, trusted, first, FIT)
-    assert torch.equal(look.suspicious, MADE.wrong)
-    assert torch.equal(look.belief, look.probabilities[torch.arange(300), MADE.labels])
-    nothing = second_look(INPUTS, MADE.labels, trusted, torch.zeros(300, dtype=torch.bool), FIT)
-    assert not bool(nothing.suspicious.any()), "a second look finds nothing that the first did not"
+HALF = torch.full((300,), 0.5, dtype=torch.float64)
 
 
-def test_the_second_look_when_all_is_suspicious() -> None:
-    look = second_look(INPUTS, MADE.labels, blobs(30, 1), torch.ones(300, dtype=torch.bool), FIT)
-    assert torch.equal(look.suspicious, MADE.wrong)
+def test_the_second_look_finds_wrong_labels_without_weights_that_tell() -> None:
+    look = second_look(INPUTS, MADE.labels, blobs(30, 1), HALF, 3)
+    assert torch.equal(look.score < 0, MADE.wrong)
+    assert torch.allclose(look.belief, look.score.sigmoid(), atol=1e-6), "weights of a half say nothing"
+    assert look.noise == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_score_is_the_odds_of_bayes_plus_those_of_the_weight() -> None:
+    weight = torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    look = second_look(INPUTS, MADE.labels, blobs(30, 1), weight, 3, rounds=1)
+    given = look.probabilities[torch.arange(300), MADE.labels].clamp(1e-6, 1 - 1e-6)
+    wrong = look.noise * (1 - given) / 2
+    right = (1 - look.noise) * given
+    assert torch.allclose(look.belief, right / (right + wrong), atol=1e-6)
+    assert torch.allclose(look.score, torch.logit(look.belief) + torch.logit(weight, eps=1e-3), atol=1e-4)
+
+
+def test_weights_outvote_a_judge_that_knows_nothing() -> None:
+    blank = torch.zeros(300, 2, dtype=torch.float64)
+    trusted = torch.zeros(30, 2, dtype=torch.float64), torch.arange(30) % 3
+    weight = torch.where(MADE.wrong, 0.02, 0.98).double()
+    assert torch.equal(second_look(blank, MADE.labels, trusted, weight, 3).score < 0, MADE.wrong)
+
+
+def test_sharpening_restores_flattened_probabilities() -> None:
+    true = torch.rand(4000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).pow(3)
+    true /= true.sum(dim=1, keepdim=True)
+    labels = torch.multinomial(true, 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    assert sharpening(true.sqrt() / true.sqrt().sum(dim=1, keepdim=True), labels) == pytest.approx(2, rel=0.1)
 
 
 def test_bad_input(believed: Tensor) -> None:
@@ -121,5 +140,7 @@ def test_bad_input(believed: Tensor) -> None:
         baselines.loss_ranking(believed, MADE.labels, 1.5)
     with pytest.raises(InputError, match="penalty"):
         baselines.softmax_regression(3, -1.0)
-    with pytest.raises(InputError, match="true or false"):
-        second_look(INPUTS, MADE.labels, blobs(9, 1), torch.zeros(300), FIT)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        second_look(INPUTS, MADE.labels, blobs(9, 1), HALF - 1, 3)
+    with pytest.raises(InputError, match="rounds"):
+        second_look(INPUTS, MADE.labels, blobs(9, 1), HALF, 3, rounds=0)
