@@ -20,8 +20,8 @@ class Cleaned:
     """What :func:`hypergrad.cleaning.clean` returns. Arrays have one entry for each judged training example, n in all.
 
     Attributes:
-        weight: learned weights from 0 to 1, shape (n,); 1/2 is that of the start, or of a typical example. After a second
-            look the probability that the label is right, as weights and judge see it together.
+        weight: learned weights from 0 to 1, shape (n,); 1/2 is that of the start, or of a typical example. After a
+            second look the probability that the label is right, as weights and judge see it together.
         belief: the judge's part of that, from 0 to 1: how much each example counted in the last training; ``None``
             without a second look (see :func:`hypergrad.cleaning.second_look.second_look`).
         rank: 1 for the most suspicious example.
