@@ -61,8 +61,8 @@ def second_look(
         b = (1 − q) p / ((1 − q) p + q (1 − p) / (K − 1)),        score = logit b + logit weight
 
     With e the model's share of errors on trusted examples, q is (1 − e) times what follows from how often it
-    contradicts given labels (:func:`~hypergrad.cleaning.baselines.noise_share`), plus e times one minus the mean weight. The next
-    round's weights are sigmoid(score).
+    contradicts given labels (:func:`~hypergrad.cleaning.baselines.noise_share`), plus e times one minus the mean
+    weight. The next round's weights are sigmoid(score).
 
     Where wrong labels gather at examples that the model finds hard, q comes out too low.
 
