@@ -71,7 +71,19 @@ class Compare:
         return 0
 
     def resume(self) -> int:
-        """Go on where the folder's runs end; a finished comparison is printed again."""
+        """Go on where the folder's runs end; a finished comparison is printed again.
+
+        Raises:
+            InputError: a task that is code: what a folder names is not imported.
+        """
+        from hypergrad.errors import InputError
+
+        if ":" in self.task:
+            raise InputError(
+                passed=f"a comparison of {self.task}, which would be imported because a file names it",
+                expected="a task that comes with the library",
+                do=f"go on by hypergrad compare --task {self.task} --out {self.out}, if you trust that module",
+            )
         return self()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,11 @@ def test_a_comparison_that_is_refused_saves_nothing(tmp_path: Path, capsys: Capt
     assert main(["compare", "--seeds", "0", "--out", str(tmp_path / "run")]) == 2
     assert "seeds=0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_of_somebody_elses_code_is_not_imported(tmp_path: Path, capsys: Capture) -> None:
+    saved = {"command": "compare", "fields": {"task": "antigravity:fly", "out": str(tmp_path)}}
+    (tmp_path / "command.json").write_text(json.dumps(saved), encoding="utf-8")
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "antigravity:fly" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules

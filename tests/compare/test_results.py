@@ -217,7 +217,7 @@ def test_the_command_on_a_task_of_ones_own(
     assert "ours: Implicit(CG), Adam" in shown.out
     assert shown.err.count("seed 0, ") == 4
     quiet = Compare(task=f"compared_task:{function}", out=tmp_path / "out", quiet=True, json=True, **options)
-    assert quiet.resume() == 0
+    assert quiet() == 0
     again = capsys.readouterr()
     assert again.err == ""
     assert json.loads(again.out) == strictly(tmp_path / "out" / "compare.json")
