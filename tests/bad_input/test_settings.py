@@ -177,6 +177,7 @@ CHOICES: dict[Any, tuple[str, ...]] = {
     hg.LVHBA: ("projection",),
     hg.HOAG: ("schedule", "linear_schedule"),
     hg.Population: ("unit",),
+    hg.ProgressBar: ("style",),
 }
 
 

@@ -152,7 +152,7 @@ def as_form(form: str, part: Examples) -> Any:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_input_gives_the_same(form: str) -> None:
-    settings = online(epochs=2)
+    settings = online(epochs=2, second_look="off")  # which wants inputs in memory
     expected = clean(noisy(), right(), settings)
     found = clean(as_form(form, noisy()), as_form(form, right()), settings)
     assert np.array_equal(found.weight, expected.weight)

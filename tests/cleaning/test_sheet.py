@@ -39,7 +39,7 @@ def test_the_sheet_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert title in shown
         assert rows["everything"]["gap"] == [0.0]
         assert rows["oracle"]["gap"] == [1.0]
-        for name in ("hypergrad", "hypergrad, second look", "loss ranking", "cleanlab + trusted"):
+        for name in ("hypergrad", "hypergrad, weights alone", "loss ranking", "cleanlab + trusted"):
             assert 0 <= rows[name]["F1"][0] <= 1
             assert rows[name]["AUC"][0] > 0.5, f"{name} is no better than chance on {title}"
 

@@ -164,9 +164,17 @@ def test_readers_that_hang_up_do_no_harm(served: tuple[Server, Path]) -> None:
     assert ask(server)[0] == 200
 
 
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
+from hypergrad.cli import main
+sys.exit(main())
+"""
+
+
 @contextmanager
 def watch(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "hypergrad", "watch", str(folder), "--port", "0", "--json", *flags]
+    command = [sys.executable, "-c", PROGRAM, "watch", str(folder), "--port", "0", "--json", *flags]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
