@@ -14,7 +14,8 @@ examples, and judged on test examples that nothing else has seen.
 - **trusted model disagrees** flags what a model of the trusted examples alone would label differently.
 - **hypergrad** is ``hypergrad.cleaning.clean`` with its default settings, and one run in place of three
   (``--runs``): tuned weights and a second look by models that were not trained on the example; the last training
-  weighs each example by the belief in its label. **Weights alone** leaves the second look out.
+  is the one of two, on what is kept or on all times the belief in each label, that fits the trusted labels better.
+  **Weights alone** leaves the second look out.
 
 The first two tables have 5,000 training examples (and 2,500 of 20 Newsgroups) at 50 % uniform noise. There, **own
 penalty** is the accuracy where each row's final training has the penalty, of four, that does best on the trusted part:

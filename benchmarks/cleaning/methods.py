@@ -77,11 +77,9 @@ def ours(raw: Parts, parts: Parts, settings: Settings) -> dict[str, Flagged]:
         dropped[torch.from_numpy(cleaned.kept)] = False
         weight = (~dropped).double()  # of examples that stand in the trusted part as well, which are not judged
         weight[torch.from_numpy(cleaned.index)] = torch.from_numpy(cleaned.weight)
-        found[name] = Flagged(dropped, -weight, clock.seconds)
-        if cleaned.belief is not None:
-            belief = (~dropped).float()
-            belief[torch.from_numpy(cleaned.index)] = torch.from_numpy(cleaned.belief).float()
-            found[name] = replace(found[name], weights=belief)
+        counted = (~dropped).float()
+        counted[torch.from_numpy(cleaned.index)] = torch.from_numpy(cleaned.counted).float()
+        found[name] = Flagged(dropped, -weight, clock.seconds, weights=counted)
     return found
 
 

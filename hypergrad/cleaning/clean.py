@@ -24,7 +24,7 @@ from hypergrad.cleaning.online import run_online
 from hypergrad.cleaning.parts import Parts, divide, share_of_each_class
 from hypergrad.cleaning.recipe import Outcome, Recipe, algorithm_named
 from hypergrad.cleaning.result import write_result
-from hypergrad.cleaning.second_look import SecondLook, second_look
+from hypergrad.cleaning.second_look import SecondLook, second_look, surprise
 from hypergrad.cleaning.settings import Settings
 from hypergrad.cleaning.sources import Source, sources
 from hypergrad.cleaning.training import accuracy, probabilities, trained
@@ -243,7 +243,7 @@ def _judge(
     kept = (~suspicious).nonzero()[:, 0]
     tuned = [one.labels for one in outcomes if one.labels is not None]
     mean_labels = torch.stack(tuned).mean(dim=0) if tuned else None
-    final = _final(recipe, train, kept, look)
+    final, counted = _final(recipe, parts, kept, look)
     proposed = train.labels.clone()
     if bool(suspicious.any()):
         chances = probabilities(final, train) if look is None else look.probabilities
@@ -254,7 +254,7 @@ def _judge(
     return {
         "threshold": float(torch.tensor(level, dtype=torch.float64).sigmoid()),
         "weight": weight.numpy(),
-        "belief": None if look is None else look.belief.double().numpy(),
+        "counted": counted.numpy(),
         "rank": ranking.ranks(guarded.score).numpy(),
         "stability": stability.numpy(),
         "suspicious": suspicious.numpy(),
@@ -275,11 +275,22 @@ def _judge(
     }
 
 
-def _final(recipe: Recipe, train: Source, kept: Tensor, look: SecondLook | None) -> nn.Module:
-    """Train on what is kept, or, after a second look, on everything, each example times the belief in its label."""
+def _final(recipe: Recipe, parts: Parts, kept: Tensor, look: SecondLook | None) -> tuple[nn.Module, Tensor]:
+    """Train the last model, and return it with how much each example counted.
+
+    Without a second look it is trained on what is kept. With one, also on everything times the belief in each label;
+    what fits the trusted labels better, once its probabilities are sharpened, is taken.
+    """
+    train, trusted, seed = parts.train, parts.trusted, recipe.settings.seed
+    hard = torch.zeros(len(train), dtype=torch.float64)
+    hard[kept] = 1.0
+    model = trained(recipe, train.take(kept), seed)
     if look is None:
-        return trained(recipe, train.take(kept), recipe.settings.seed)
-    return trained(recipe, train, recipe.settings.seed, look.belief)
+        return model, hard
+    soft = look.belief.double()
+    other = trained(recipe, train, seed, soft)
+    first, second = (surprise(probabilities(one, trusted), trusted.labels) for one in (model, other))
+    return (model, hard) if first < second else (other, soft)
 
 
 def _accuracies(recipe: Recipe, parts: Parts, final: nn.Module, labels: Tensor | None) -> dict[str, Any] | None:

@@ -22,8 +22,7 @@ class Cleaned:
     Attributes:
         weight: learned weights from 0 to 1, shape (n,); 1/2 is that of the start, or of a typical example. After a
             second look the probability that the label is right, as weights and judge see it together.
-        belief: the judge's part of that, from 0 to 1: how much each example counted in the last training; ``None``
-            without a second look (see :func:`hypergrad.cleaning.second_look.second_look`).
+        counted: how much each example counted in the training of ``model``, from 0 to 1.
         rank: 1 for the most suspicious example.
         stability: share of the seeds that judge the example as all of them together do, from 0 to 1.
         threshold: weight below which an example is suspicious.
@@ -47,14 +46,14 @@ class Cleaned:
         seconds: wall time.
         settings: as passed.
         algorithm: that found the hypergradients.
-        model: trained on what is kept, or, after a second look, on everything, each example times its belief; takes
-            inputs as they were passed.
+        model: trained on what is kept, or, after a second look, on everything, each example times the belief in its
+            label, whichever fits the trusted labels better; takes inputs as they were passed.
         source: the judged examples.
     """
 
     threshold: float
     weight: np.ndarray[Any, np.dtype[np.float64]]
-    belief: np.ndarray[Any, np.dtype[np.float64]] | None
+    counted: np.ndarray[Any, np.dtype[np.float64]]
     rank: np.ndarray[Any, np.dtype[np.int64]]
     stability: np.ndarray[Any, np.dtype[np.float64]]
     suspicious: np.ndarray[Any, np.dtype[np.bool_]]

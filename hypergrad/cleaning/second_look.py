@@ -150,6 +150,17 @@ class _Judge:
         return torch.cat(pieces)[order.argsort()]
 
 
+def surprise(probabilities: Tensor, labels: Tensor) -> float:
+    """Return minus the mean log probability of labels, once probabilities are sharpened.
+
+    Args:
+        probabilities: of shape (n, classes).
+        labels: of shape (n,).
+    """
+    logs = probabilities.double().clamp(min=1e-12).log()
+    return float(cross_entropy(logs * sharpening(probabilities, labels), labels))
+
+
 def sharpening(probabilities: Tensor, labels: Tensor) -> float:
     """Return the factor of log probabilities, from 1/16 to 16, that makes labels most likely.
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from hypergrad.cleaning import Examples, Settings
 
-QUICK: dict[str, Any] = {"seeds": 1, "steps": 12, "inner_steps": 5, "checkpoint_every": 2, "folds": 3}
+QUICK: dict[str, Any] = {
+    "seeds": 1,
+    "steps": 12,
+    "inner_steps": 5,
+    "checkpoint_every": 2,
+    "folds": 3,
+    "second_look": "off",
+}
 ONLINE: dict[str, Any] = {**QUICK, "mode": "online", "epochs": 8, "batch_size": 16, "trusted_batch_size": 32}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import hypergrad as hg
 from hypergrad.cleaning import Examples, Settings, clean
 from hypergrad.cleaning.hyperparameters import Judgement, Levelled
 from hypergrad.cleaning.models import LENGTH, STEEP, scale_of
+from hypergrad.cleaning.second_look import surprise
+from hypergrad.errors import InputError
 from tests.cleaning.common import blobs, noisy, online, quick, right
 
 WAYS: dict[str, Settings] = {
@@ -62,6 +65,37 @@ def test_digits_reach_most_of_what_right_labels_reach() -> None:
     assert caught is not None
     assert accuracy["cleaned"] - accuracy["noisy"] > 0.85 * (accuracy["oracle"] - accuracy["noisy"])
     assert caught["f1"] > 0.9
+
+
+def test_the_second_look_finds_what_weights_alone_miss() -> None:
+    train, trusted = noisy(300, 0.4, gap=1.5), right(120, gap=1.5)
+    alone, both = (
+        clean(train, trusted, quick(second_look=look), test=right(seed=2, gap=1.5)) for look in ("off", "on")
+    )
+    assert alone.detection is not None
+    assert both.detection is not None
+    assert both.detection["f1"] > alone.detection["f1"]
+    assert both.threshold == 0.5
+    assert np.array_equal(alone.counted, (~alone.suspicious).astype(float))
+    assert both.counted.shape == both.weight.shape
+    assert 0 <= both.counted.min() <= both.counted.max() <= 1
+
+
+def test_the_last_training_is_the_one_that_fits_the_trusted_labels_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hypergrad.cleaning import clean as module
+
+    both = [clean(noisy(), right(), quick(second_look="on"))]
+    monkeypatch.setattr(sys.modules[module.__module__], "surprise", lambda given, labels: -surprise(given, labels))
+    both.append(clean(noisy(), right(), quick(second_look="on")))
+    hard = [np.array_equal(found.counted, (~found.suspicious).astype(float)) for found in both]
+    assert sorted(hard) == [False, True]
+
+
+def test_a_second_look_wants_inputs_in_memory() -> None:
+    streamed, trusted = (DataLoader(TensorDataset(*blobs(60, seed))) for seed in (0, 1))
+    with pytest.raises(InputError, match="piece by piece"):
+        clean(streamed, trusted, online(second_look="on", epochs=2))
+    assert clean(streamed, trusted, online(second_look="auto", epochs=2)).threshold < 0.5
 
 
 def test_weights_move_along_the_hypergradient() -> None:
@@ -152,7 +186,7 @@ def as_form(form: str, part: Examples) -> Any:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_input_gives_the_same(form: str) -> None:
-    settings = online(epochs=2, second_look="off")  # which wants inputs in memory
+    settings = online(epochs=2)
     expected = clean(noisy(), right(), settings)
     found = clean(as_form(form, noisy()), as_form(form, right()), settings)
     assert np.array_equal(found.weight, expected.weight)
