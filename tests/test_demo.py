@@ -63,7 +63,6 @@ def test_default_run_reaches_its_targets(default: tuple[dict[str, Any], Path, st
     assert recovered >= 0.90
     assert result["f1"] >= 0.92
     assert result["auc"] >= 0.95
-    assert result["seconds"] > 0
 
 
 def test_default_run_writes_its_files(default: tuple[dict[str, Any], Path, str]) -> None:

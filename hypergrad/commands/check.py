@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 from hypergrad.commands.fields import positional
 from hypergrad.commands.status import FAILED, UNDECIDED
 from hypergrad.errors import InputError, did_you_mean
+from hypergrad.factories import function_named
 from hypergrad.objective import count_arguments
 
 
@@ -81,25 +78,7 @@ def _factory(name: str) -> Callable[[], Any]:
             expected="module:factory, such as experiments.ridge:problem",
             do="name both, with a colon",
         )
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import system wants a string
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            passed=f"module {module_name!r}, in which {error.name!r} was not found",
-            expected=f"a module that can be imported from {Path.cwd()}",
-            do="check the spelling, run the command from the folder that holds the module, or install it",
-        ) from error
-    finally:
-        sys.path.pop(0)
-    function: Callable[[], Any] | None = getattr(module, function_name, None)
-    if not callable(function):
-        near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
-        raise InputError(
-            passed=f"{name}: {module_name} has no function {function_name!r}{near}",
-            expected="a function without arguments",
-            do="check the spelling; it must stand at the top level of the module",
-        )
+    function = function_named(name, "a function without arguments")
     if count_arguments(function, (0,)) is None:
         raise InputError(
             passed=f"{name}{inspect.signature(function)}",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hypergrad.compare import images, regularisation
 from hypergrad.compare.budget import Budget
 from hypergrad.compare.task import Task
 from hypergrad.errors import InputError, did_you_mean
+from hypergrad.factories import function_named
 from hypergrad.objective import count_arguments
 
 Factory = Callable[[int], Task]
@@ -54,30 +51,7 @@ def find(name: str) -> Factory:
             expected=f"one of {', '.join(TASKS)}, or module:factory",
             do="pick one of these, or name a module and a function in it that returns your task",
         )
-    return _users(name, _function(name, module_name, function_name))
-
-
-def _function(name: str, module_name: str, function_name: str) -> Callable[..., Any]:
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - the import system wants a string
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            passed=f"module {module_name!r}, in which {error.name!r} was not found",
-            expected=f"a module that can be imported from {Path.cwd()}",
-            do="check the spelling, run the command from the folder that holds the module, or install it",
-        ) from error
-    finally:
-        sys.path.pop(0)
-    function: Callable[..., Any] | None = getattr(module, function_name, None)
-    if not callable(function):
-        near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
-        raise InputError(
-            passed=f"{name}: {module_name} has no function {function_name!r}{near}",
-            expected="a function that returns a task",
-            do="check the spelling; it must stand at the top level of the module",
-        )
-    return function
+    return _users(name, function_named(name, "a function that returns a task"))
 
 
 def _users(name: str, function: Callable[..., Any]) -> Factory:

@@ -24,7 +24,7 @@ from hypergrad.errors import InputError
 from tests.cleaning.common import noisy, right
 
 
-@parametrize_with_checks([HyperCleaner(steps=10)])  # type: ignore[untyped-decorator]
+@parametrize_with_checks([HyperCleaner(steps=5)])  # type: ignore[untyped-decorator]
 def test_scikit_learn_accepts_it(estimator: Any, check: Callable[[Any], None]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's checks pass what deserves one
@@ -64,7 +64,7 @@ def test_labels_may_be_words_and_inputs_a_frame_or_sparse() -> None:
 
 def test_without_trusted_examples_a_part_is_taken() -> None:
     _, _, v, w = data()
-    train = noisy(share=0.1)
+    train = noisy(share=0.3)
     cleaner = HyperCleaner(random_state=0).fit(train.inputs.numpy(), train.labels.numpy())
     assert len(cleaner.cleaned_.weight) == 96
     assert (cleaner.sample_weight_ == 1).sum() >= 24
