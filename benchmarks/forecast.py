@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import hypergrad as hg
-from benchmarks.harness import peak_bytes, write_json
+from benchmarks.harness import write_json
+from benchmarks.memory import peak_bytes
 
 Tree = dict[str, Tensor]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,6 @@ def alternate(rows: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def ratio(timings: Mapping[str, Timing], name: str, base: str) -> float:
     """Return the median over rounds of one row's time over another's in the same round."""
     return statistics.median(a / b for a, b in zip(timings[name].seconds, timings[base].seconds, strict=True))
-
-
-def peak_bytes(function: Callable[[], Any]) -> int:
-    """Return the peak of live bytes on the CPU during a call, above the level before it."""
-    function()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        function()
-    live = peak = 0
-    results: Any = recorded.profiler
-    for event in results.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import hypergrad as hg
-from benchmarks.harness import alternate, peak_bytes, ratio, write_json
+from benchmarks.harness import alternate, ratio, write_json
+from benchmarks.memory import peak_bytes
 
 Loss = Callable[[], Tensor]
 STEP = 0.05

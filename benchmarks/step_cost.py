@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import hypergrad as hg
-from benchmarks.harness import alternate, peak_bytes, ratio, write_json
+from benchmarks.harness import alternate, ratio, write_json
+from benchmarks.memory import peak_bytes
 
 Tree = dict[str, Tensor]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import hypergrad as hg
-from benchmarks.harness import peak_bytes
+from benchmarks.harness import 
+from benchmarks.memory import peak_bytes
 from hypergrad.tree import Tree, leaves
 
 SIZE = 40_000

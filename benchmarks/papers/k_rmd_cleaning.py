@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 import hypergrad as hg
-from benchmarks.harness import peak_bytes
+from benchmarks.memory import peak_bytes
 from benchmarks.papers.experiment import Options, Table, read_options
 from hypergrad.demo.data import SIDE, Examples, NoisySplit, load, split
 from hypergrad.demo.experiment import FINAL_TRAINING, class_scores, detection, penalty

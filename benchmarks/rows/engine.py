@@ -1,0 +1,56 @@
+"""This library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import hypergrad as hg
+from benchmarks import memory
+from benchmarks.problems import Arrays, task
+from benchmarks.rows.hand import Function
+
+peak_bytes = memory.peak_bytes
+
+
+def version() -> str:
+    """Return what computes."""
+    return f"hypergrad {hg.__version__}"
+
+
+def _row(solver: Any, *, apart: bool) -> Any:
+    def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
+        problem = task(name, arrays)
+        given = (
+            hg.Problem(problem.data, problem.outer, penalty=problem.penalty)
+            if apart
+            else hg.Problem(problem.inner, problem.outer)
+        )
+        algorithm = hg.Implicit(solver(settings), stationarity=math.inf)
+        state = algorithm.init(given, problem.params, problem.hparams)
+
+        def run() -> dict[str, Any]:
+            result, _ = algorithm.step(given, state, problem.hparams)
+            grads = [result.grads[key].numpy() for key in problem.hparams]
+            return {"answer": grads, "counts": {"products": result.report.cost.products}}
+
+        return run
+
+    return build
+
+
+def _neumann(settings: Mapping[str, Any]) -> hg.Neumann:
+    return hg.Neumann(settings["terms"], step=settings["step"])
+
+
+def _cg(settings: Mapping[str, Any]) -> hg.CG:
+    return hg.CG(rtol=0.0, max_steps=settings["terms"], preconditioner=None)
+
+
+ROWS = {
+    "neumann": _row(_neumann, apart=False),
+    "neumann apart": _row(_neumann, apart=True),
+    "cg": _row(_cg, apart=False),
+    "cg apart": _row(_cg, apart=True),
+}
