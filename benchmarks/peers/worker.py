@@ -50,7 +50,8 @@ class Session:
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Save the last answer."""
-        vector = np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in self.last["answer"]])
+        parts = [np.asarray(part, dtype=np.float64).ravel() for part in self.last["answer"]]
+        vector = np.concatenate([np.empty(0), *parts])
         np.save(message["to"], vector)
         return {"entries": len(vector)}
 

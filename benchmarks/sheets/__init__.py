@@ -1,0 +1,6 @@
+"""What is compared with other libraries: one module a sheet, run by ``python -m benchmarks run NAME``."""
+
+from __future__ import annotations
+
+SHEETS = ("cost",)
+"""Names of all sheets, in the order of the page of results."""
