@@ -91,6 +91,8 @@ SMOKE: dict[str, dict[str, Any]] = {
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
+PARTS = {"harness", "memory", "problems", "results"}
+"""Modules of ``benchmarks/`` that benchmarks are made of."""
 
 
 def library(root: Path) -> dict[str, Path]:
@@ -344,7 +346,7 @@ def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("name", [name for name in scripts("benchmarks") if name != "harness"])
+@pytest.mark.parametrize("name", [name for name in scripts("benchmarks") if name not in PARTS])
 def test_benchmarks_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert name in SMOKE, "a benchmark needs arguments for a smoke run"
     threads = torch.get_num_threads()
