@@ -6,6 +6,7 @@ one log penalty λ for each parameter: inner g = data loss + ½ Σ exp(λ) θ²,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, scaled_dot_product_attention
+
+DEVICE = torch.device(os.environ.get("HYPERGRAD_BENCHMARK_DEVICE", "cpu"))
+"""Where tensors live: the harness sets the variable for each process."""
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Tree = dict[str, Tensor]
@@ -41,6 +45,12 @@ class Task:
     def inner(self, params: Tree, hparams: Tree) -> Tensor:
         """Return the whole training loss."""
         return self.data(params, hparams) + self.penalty(params, hparams)
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was told, so that a clock means something."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize(DEVICE)
 
 
 def penalty(params: Tree, hparams: Tree) -> Tensor:
@@ -99,7 +109,7 @@ def task(network: str, arrays: Arrays) -> Task:
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
     call = NETWORKS[network]
-    given = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    given = {key: torch.from_numpy(np.ascontiguousarray(value)).to(DEVICE) for key, value in arrays.items()}
     params, hparams = (
         {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
         for start in ("params.", "hparams.")

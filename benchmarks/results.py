@@ -8,14 +8,6 @@ from typing import Any
 
 from benchmarks.sheets import SHEETS
 
-COLUMNS = {
-    "time": ("time", ".2f"),
-    "spread": ("spread", ".0%"),
-    "memory": ("memory", ".2f"),
-    "error": ("difference", ".1e"),
-    "products": ("products", "d"),
-}
-
 
 def write_results(folder: Path) -> str:
     """Write ``RESULTS.md`` beside the folder of JSON files, whole, and return its path.
@@ -57,18 +49,21 @@ def _page(sheets: list[dict[str, Any]]) -> list[str]:
         state += " (a smoke run: the figures mean nothing)" if sheet["smoke"] else ""
         lines += ["", f"## {sheet['title']}{state}", ""]
         lines.append(f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}.")
+        if sheet["about"]:
+            lines += ["", sheet["about"]]
+        lines += ["", f"![{sheet['title']}](results/{sheet['sheet']}.png)"]
         for case, entry in sheet["cases"].items():
-            lines += ["", f"### {case}", "", *_table(entry["rows"])]
+            lines += ["", f"### {case}", "", *_table(entry["rows"], sheet["columns"])]
     return lines
 
 
-def _table(rows: dict[str, Any]) -> list[str]:
-    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
-    lines = [f"| row | {' | '.join(COLUMNS[key][0] for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
+def _table(rows: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
+    shown = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
+    lines = [f"| row | {' | '.join(columns[key][0] for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
     for name, row in rows.items():
         if "reason" in row:
             lines.append(f"| {name} | {row['reason'].replace('|', '/')} |" + " |" * (len(shown) - 1))
             continue
-        cells = ["–" if row.get(key) is None else format(row[key], COLUMNS[key][1]) for key in shown]
+        cells = ["–" if row.get(key) is None else format(row[key], columns[key][1]) for key in shown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import hypergrad as hg
-from benchmarks import memory
+from benchmarks import memory, problems
 from benchmarks.problems import Arrays, task
 from benchmarks.rows.hand import Function
 
-peak_bytes = memory.peak_bytes
+peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
 
 def version() -> str:
@@ -32,7 +32,7 @@ def _row(solver: Any, *, apart: bool) -> Any:
 
         def run() -> dict[str, Any]:
             result, _ = algorithm.step(given, state, problem.hparams)
-            grads = [result.grads[key].numpy() for key in problem.hparams]
+            grads = [result.grads[key].cpu().numpy() for key in problem.hparams]
             return {"answer": grads, "counts": {"products": result.report.cost.products}}
 
         return run

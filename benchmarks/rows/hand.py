@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import memory
+from benchmarks import memory, problems
 from benchmarks.problems import Arrays, Task, Tree, task
 
 Function = Callable[[], dict[str, Any]]
 
-peak_bytes = memory.peak_bytes
+peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
 
 def version() -> str:
@@ -115,7 +115,7 @@ def _dot(a: Any, b: Any) -> Tensor:
 
 
 def _answer(grads: Any, products: int) -> dict[str, Any]:
-    return {"answer": [grad.numpy() for grad in grads], "counts": {"products": products}}
+    return {"answer": [grad.cpu().numpy() for grad in grads], "counts": {"products": products}}
 
 
 ROWS = {"neumann": neumann, "neumann apart": neumann_apart, "cg": cg, "training step": training_step}

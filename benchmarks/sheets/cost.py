@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmarks import plots
 from benchmarks.problems import random_arrays
-from benchmarks.sheets.sheet import Method, Options, Sheet, measure
+from benchmarks.sheets.sheet import Method, Options, Processes, Sheet, measure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEP = 0.1
 NETWORKS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -21,6 +25,14 @@ LIMITS = {"mlp": 1.03, "convnet": 1.03, "transformer": 1.03, "logistic": 1.1}
 def run(options: Options) -> dict[str, Any]:
     """Measure the sheet."""
     sheet = Sheet("cost", "Cost of one hypergradient by Neumann and CG", options)
+    with Processes(options) as processes:
+        cases(sheet, processes)
+    return sheet.save(finished=True)
+
+
+def cases(sheet: Sheet, processes: Processes) -> None:
+    """Measure network by network."""
+    options = sheet.options
     for network, sizes in NETWORKS.items():
         arrays = random_arrays(network, **sizes[options.smoke])
         for name in arrays:
@@ -30,10 +42,14 @@ def run(options: Options) -> dict[str, Any]:
             for solver in ("neumann", "cg"):
                 case = f"{network}, {solver}, {terms} products"
                 base = f"hand/{solver}"
-                rows = measure(methods(solver, terms), network, arrays, options, base=base)
+                rows = measure(methods(solver, terms), network, arrays, processes, base=base)
                 sheet.add(case, rows, entries=sum(a.size for key, a in arrays.items() if key.startswith("params.")))
                 claims(sheet, case, network, solver)
-    return sheet.save(finished=True)
+
+
+def draw(result: dict[str, Any], figure: Figure) -> None:
+    """Draw the times of all cases."""
+    plots.bars(result, figure)
 
 
 def methods(solver: str, terms: int) -> list[Method]:
