@@ -101,7 +101,7 @@ class Point:
 def numbers(*scalars: Tensor) -> list[float]:
     """Return the values of 0-d tensors with one look at the device."""
     if scalars[0].device.type == "cpu":  # nothing to wait for: a stack costs more than the looks
-        return [float(scalar) for scalar in scalars]
+        return [scalar.item() for scalar in scalars]
     found: list[float] = torch.stack(scalars).tolist()
     return found
 
