@@ -16,8 +16,9 @@ from betty.engine import Engine
 from betty.problems import ImplicitProblem, IterativeProblem
 
 from benchmarks import memory, problems
-from benchmarks.problems import Arrays, Task, Tree, task
+from benchmarks.problems import Arrays, Task, task
 from benchmarks.rows.hand import Function
+from benchmarks.rows.modules import Leaves
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -25,19 +26,6 @@ peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 def version() -> str:
     """Return what computes."""
     return f"betty-ml {metadata.version('betty-ml')}"
-
-
-class Leaves(torch.nn.Module):
-    """A module that owns a tree of tensors under names of its own, in order."""
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__()
-        self.names = list(tree)
-        self.leaves = torch.nn.ParameterList([torch.nn.Parameter(value.clone()) for value in tree.values()])
-
-    def tree(self) -> Tree:
-        """Return the tensors under the problem's names."""
-        return dict(zip(self.names, self.leaves, strict=True))
 
 
 def _levels(problem: Task, outer: Config, inner: Config, inner_class: type[Any], lr: float) -> tuple[Any, Any, Engine]:
@@ -56,8 +44,8 @@ def _levels(problem: Task, outer: Config, inner: Config, inner_class: type[Any],
             return ()
 
     hparams, params = Leaves(problem.hparams), Leaves(problem.params)
-    above = Outer("outer", outer, module=hparams, optimizer=torch.optim.SGD(hparams.parameters(), lr=1.0), device="cpu")
-    below = Inner("inner", inner, module=params, optimizer=torch.optim.SGD(params.parameters(), lr=lr), device="cpu")
+    above = Outer("outer", outer, module=hparams, optimizer=torch.optim.SGD(hparams.parameters(), lr=1.0))
+    below = Inner("inner", inner, module=params, optimizer=torch.optim.SGD(params.parameters(), lr=lr))
     links = {"u2l": {above: [below]}, "l2u": {below: [above]}}
     engine = Engine([above, below], EngineConfig(logger_type="none"), links)
     below.cur_batch = ()
@@ -93,7 +81,9 @@ def _implicit(configure: Any, products: Any) -> Any:
 
 
 def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
-    """K steps of SGD through ``IterativeProblem``, which needs ``retain_graph`` on both levels."""
+    """K steps of SGD through ``IterativeProblem``, which needs ``retain_graph`` on both levels; there is no window."""
+    if "window" in settings:
+        raise ValueError("betty has no truncated unrolling")
     problem, steps = task(name, arrays), settings["steps"]
     # with the iterates in the graph, the direct gradient is the whole one
     outer, inner = Config(first_order=False, retain_graph=True), Config(retain_graph=True, unroll_steps=steps)

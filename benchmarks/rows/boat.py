@@ -15,8 +15,9 @@ import torch
 from boat_torch.boat_opt import Problem
 
 from benchmarks import memory, problems
-from benchmarks.problems import Arrays, Tree, task
+from benchmarks.problems import Arrays, Task, Tree, task
 from benchmarks.rows.hand import Function
+from benchmarks.rows.modules import Leaves
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -26,36 +27,28 @@ def version() -> str:
     return f"boat-torch {metadata.version('boat-torch')}"
 
 
-class Leaves(torch.nn.Module):
-    """A module that owns a tree of tensors under names of its own, in order."""
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__()
-        self.leaves = torch.nn.ParameterList([torch.nn.Parameter(value.clone()) for value in tree.values()])
-
-
 def inner_loss(feed: Any, upper: Any, lower: Any, params: Any = None) -> torch.Tensor:
     """Return the training loss; the library looks the function up by its name."""
-    problem = feed["problem"]
+    problem: Task = feed["problem"]
     return problem.inner(_tree(problem, params or lower.parameters()), _tree(problem, upper.parameters()))
 
 
 def outer_loss(feed: Any, upper: Any, lower: Any, params: Any = None) -> torch.Tensor:
     """Return the validation loss; the library looks the function up by its name."""
-    problem = feed["problem"]
+    problem: Task = feed["problem"]
     return problem.outer(_tree(problem, params or lower.parameters()), _tree(problem, upper.parameters()))
 
 
-def _tree(problem: Any, values: Any) -> Tree:
+def _tree(problem: Task, values: Any) -> Tree:
     return dict(zip(problem.params, values, strict=True))
 
 
-def _row(operation: str, products: Any) -> Any:
+def _row(operations: list[str], products: Any) -> Any:
     def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
         problem = task(name, arrays)
         lower, upper = Leaves(problem.params), Leaves(problem.hparams)
         hparams = list(upper.parameters())
-        solver = Problem(_config(operation, lower, upper, settings), _losses())
+        solver = Problem(_config(operations, lower, upper, settings), _losses())
         solver.build_ll_solver()
         solver.build_ul_solver()
         feed = {"problem": problem}
@@ -78,12 +71,13 @@ def _losses() -> dict[str, Any]:
     }
 
 
-def _config(operation: str, lower: Leaves, upper: Leaves, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _config(operations: list[str], lower: Leaves, upper: Leaves, settings: Mapping[str, Any]) -> dict[str, Any]:
     steps, lr = settings.get("steps", 1), settings.get("lr", settings.get("step", 1.0))
+    truncated = steps - settings.get("window", steps)
     return {
         "fo_op": None,
         "gm_op": ["NGD"],
-        "na_op": [operation],
+        "na_op": [*operations, "RGT"] if truncated else operations,
         "lower_level_model": lower,
         "upper_level_model": upper,
         "lower_level_var": list(lower.parameters()),
@@ -92,7 +86,7 @@ def _config(operation: str, lower: Leaves, upper: Leaves, settings: Mapping[str,
         "upper_level_opt": torch.optim.SGD(upper.parameters(), lr=1.0),
         "lower_iters": steps,
         "CG": {"k": settings.get("terms", 0), "tolerance": settings.get("atol", 0.0)},
-        "RGT": {"truncate_iter": 0},
+        "RGT": {"truncate_iter": truncated},
         "GDA": {"alpha_init": 0.0, "alpha_decay": 0.0},
         "FD": {"r": 1e-2},
         "accumulate_grad": False,
@@ -107,4 +101,8 @@ def _terms(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {} if settings.get("atol") else {"products": settings["terms"]}
 
 
-ROWS = {"neumann": _row("NS", _terms), "cg": _row("CG", _terms), "unrolled": _row("RAD", lambda _settings: {})}
+ROWS = {
+    "neumann": _row(["NS"], _terms),
+    "cg": _row(["CG"], _terms),
+    "unrolled": _row(["RAD"], lambda _settings: {}),
+}

@@ -75,7 +75,9 @@ def _neumann(hessian: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def _cg(hessian: Any, settings: Mapping[str, Any]) -> Any:
-    return CGInverseLinearOperator(hessian, max_iter=settings["terms"], tolerance=settings.get("rtol", 0.0), max_tridiag_iter=0)
+    return CGInverseLinearOperator(
+        hessian, max_iter=settings["terms"], tolerance=settings.get("rtol", 0.0), max_tridiag_iter=0
+    )
 
 
 ROWS = {

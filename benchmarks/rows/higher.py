@@ -12,6 +12,7 @@ import torch
 from benchmarks import memory, problems
 from benchmarks.problems import Arrays, Tree, task
 from benchmarks.rows.hand import Function
+from benchmarks.rows.modules import Leaves
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -19,14 +20,6 @@ peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 def version() -> str:
     """Return what computes."""
     return f"higher {metadata.version('higher')}"
-
-
-class Leaves(torch.nn.Module):
-    """A module that owns a tree of tensors under names of its own, in order."""
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__()
-        self.leaves = torch.nn.ParameterList([torch.nn.Parameter(value.clone()) for value in tree.values()])
 
 
 def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:

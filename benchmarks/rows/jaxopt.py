@@ -24,12 +24,13 @@ def _implicit(solver: Any, products: Any) -> Any:
     def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Any:
         problem = task(name, arrays)
 
-        @custom_root(jax.grad(problem.inner), solve=solver(settings))
-        def solve(params: Tree, hparams: Tree) -> Tree:
+        def given(params: Tree, _hparams: Tree) -> Tree:
             return params
 
+        solve = custom_root(jax.grad(problem.inner), solve=solver(settings), reference_signature=given)(given)
+
         def hypergradient(params: Tree, hparams: Tree) -> Any:
-            return jax.grad(lambda given: problem.outer(solve(params, given), given))(hparams)
+            return jax.grad(lambda at: problem.outer(solve(params, at), at))(hparams)
 
         call = compiled(hypergradient, problem)
         return lambda: {"answer": call(), "counts": {"products": products(settings)}}
@@ -38,7 +39,9 @@ def _implicit(solver: Any, products: Any) -> Any:
 
 
 def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Any:
-    """K steps of gradient descent, differentiated through."""
+    """K steps of gradient descent, differentiated through; there is no window in the library."""
+    if "window" in settings:
+        raise ValueError("jaxopt has no truncated unrolling")
     problem = task(name, arrays)
     solver = jaxopt.GradientDescent(
         problem.inner,
@@ -47,7 +50,6 @@ def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Any:
         acceleration=False,
         tol=0.0,
         implicit_diff=False,
-        unroll=False if settings.get("forward") else "auto",
     )
 
     def hypergradient(params: Tree, hparams: Tree) -> Any:

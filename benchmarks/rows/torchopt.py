@@ -33,10 +33,10 @@ def _implicit(solver: Any, products: Any) -> Any:
         def inner(params: Any, hparams: Any) -> torch.Tensor:
             return problem.inner(tree(params), tree(hparams))
 
-        @custom_root(torch.func.grad(inner), argnums=1, solve=solver(settings))
-        def solve(params: Any, hparams: Any) -> Any:
+        def given(params: Any, _hparams: Any) -> Any:
             return params
 
+        solve = custom_root(torch.func.grad(inner), argnums=1, solve=solver(settings))(given)
         theta = tuple(problem.params.values())
 
         def run() -> dict[str, Any]:
