@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
+from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
 from hypergrad.stationarity import Stationarity
@@ -225,7 +226,7 @@ def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
 
 
 def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
-    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
+    slopes = pulled_back([value], params.values(), record=create_graph)
     return {
         key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
         for (key, leaf), slope in zip(params.items(), slopes, strict=True)
