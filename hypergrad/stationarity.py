@@ -175,13 +175,20 @@ class Stationarity:
         self.products += 1
         inputs = {**self.params, **{f"hparams/{key}": value for key, value in self.hparams.items()}}
         pulled = self._pull(self._all_ends(v), inputs, last=last)
-        product = self.layout.zeros()
-        self._accumulate(product, pulled[: len(self.params)], 1.0)
+        product = self._joined(pulled[: len(self.params)])
         mixed = {
             key: torch.zeros_like(value, requires_grad=False) if p is None else p
             for (key, value), p in zip(self.hparams.items(), pulled[len(self.params) :], strict=True)
         }
         return product, mixed
+
+    def _joined(self, pulled: list[Tensor | None]) -> Tensor:
+        found = {key: p for key, p in zip(self.params, pulled, strict=True) if p is not None}
+        if len(found) == len(self.params):
+            return self.layout.flatten(found)
+        product = self.layout.zeros()
+        self._accumulate(product, pulled, 1.0)
+        return product
 
     def jvp(self, params_tangent: Tensor | None, hparams_tangent: Mapping[str, Tensor] | None) -> Tensor:
         """Return ∂R/∂θ · θ̇ + ∂R/∂λ · λ̇ as a flat vector; ``None`` stands for a zero tangent.
