@@ -251,6 +251,14 @@ def norm(tree: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
+def numbers(*scalars: Tensor) -> list[float]:
+    """Return the values of 0-d tensors with one look at the device."""
+    if scalars[0].device.type == "cpu":  # nothing to wait for, and a stack costs more than the looks
+        return [scalar.item() for scalar in scalars]
+    found: list[float] = torch.stack(list(scalars)).tolist()
+    return found
+
+
 def dense(value: Tensor) -> Tensor:
     """Return a sparse gradient with all its zeros, and any other tensor as it is."""
     return value.to_dense() if value.is_sparse else value
