@@ -88,7 +88,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
     "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
-    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+    "profile": {"networks": ("mlp", "logistic"), "terms": 2, "repeats": 1, "smoke": True},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 PARTS = {"harness", "memory", "plots", "problems", "results"}
