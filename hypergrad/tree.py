@@ -277,7 +277,7 @@ def is_finite(tensors: list[Tensor]) -> bool:
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
-    if not tree or math.isfinite(float(norm(tree))):
+    if not tree or math.isfinite(norm(tree).item()):
         return None
     return next((key for key, value in tree.items() if not bool(torch.isfinite(_entries(value)).all())), None)
 
