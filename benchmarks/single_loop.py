@@ -152,7 +152,9 @@ class Curve:
 
     def row(self) -> dict[str, Any]:
         """Return what is written."""
-        row: dict[str, Any] = {key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()}
+        row: dict[str, Any] = {
+            key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()
+        }
         return {**row, "reached": self.reached, "seconds": self.cpu[-1], "total_calls": round(self.calls[-1])}
 
 
@@ -256,7 +258,9 @@ def best_known(task: Task, limit: float) -> None:
     assert isinstance(truth, LogisticTruth)
     bounds = [(-limit, limit)] * len(task.hparams["x"])
     options = {"maxiter": 500, "maxcor": 30, "gtol": 1e-13, "ftol": 1e-16}
-    found = minimize(truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = minimize(
+        truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
     truth.best = float(found.fun)
 
 

@@ -107,7 +107,7 @@ class InnerProblem:
         if tangents:
             self.check_descent()
         params, hparams = leaves(params), attached(hparams)
-        inspect = not looping or self.looks.due()
+        inspect = not looping or self.looks.due(hparams)
         data, penalty, facts = self._recorded(params, hparams, batch, inspect=inspect)
         if inspect:
             self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
@@ -212,10 +212,13 @@ class _Looks:
     """How often a graph was asked for, and the hyperparameters that it was last seen to reach."""
 
     count: int = 0
+    names: frozenset[str] = frozenset()
     reached: frozenset[str] = frozenset()
 
-    def due(self) -> bool:
-        """Count, and return whether it is the first, second, fourth, eighth time and so on."""
+    def due(self, hparams: Tree) -> bool:
+        """Count, and return whether it is the first, second, fourth, eighth time and so on for these names."""
+        if self.names != hparams.keys():
+            self.count, self.names = 0, frozenset(hparams)
         self.count += 1
         return self.count & (self.count - 1) == 0
 
