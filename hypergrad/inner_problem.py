@@ -12,7 +12,7 @@ from torch import Tensor
 from hypergrad import guards
 from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
-from hypergrad.stationarity import Stationarity
+from hypergrad.stationarity import Stationarity, explained
 from hypergrad.tree import Layout, Tree, attached, detached, device_of, leaves
 
 
@@ -124,6 +124,44 @@ class InnerProblem:
         shrinkage = _gradient(penalty, params, create_graph=True)
         return Stationarity(params, hparams, gradient, shrinkage, _sum(data, penalty), reached)
 
+    def products(self, params: Tree, hparams: Tree, cotangents: Tree, batch: Any = None) -> InnerProducts:
+        """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v of an objective without a penalty, in a loop that asks again and again.
+
+        The same as :meth:`linearise` with ``looping`` and one product, without what serves many products at a point.
+
+        Cost: one evaluation with its gradient, and one reverse pass through it.
+
+        Raises:
+            ObjectiveError: as :meth:`linearise`.
+            WrappedModuleError: as :meth:`linearise`.
+            UnreachedError: as :meth:`linearise`.
+        """
+        params, hparams = leaves(params), attached(hparams)
+        inspect = self.looks.due()
+        value, _, facts = self._recorded(params, hparams, batch, inspect=inspect)
+        if inspect:
+            self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        points, lam = list(params.values()), list(hparams.values())
+        slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        ends = [(s, cotangents[key]) for key, s in zip(params, slopes, strict=True) if s is not None and s.requires_grad]
+        pulled: Any = [None] * (len(points) + len(lam))
+        if ends:
+            with explained():
+                pulled = torch.autograd.grad(
+                    [end for end, _ in ends], points + lam, [v for _, v in ends], allow_unused=True
+                )
+        inputs = [*points, *lam]
+        dense = [torch.zeros_like(x, requires_grad=False) if p is None else p for x, p in zip(inputs, pulled, strict=True)]
+        return InnerProducts(
+            {
+                key: torch.zeros_like(leaf, requires_grad=False) if s is None else s.detach()
+                for (key, leaf), s in zip(params.items(), slopes, strict=True)
+            },
+            dict(zip(params, dense[: len(points)], strict=True)),
+            dict(zip(hparams, dense[len(points) :], strict=True)),
+            self.looks.reached,
+        )
+
     def check_reach(self, params: Tree, hparams: Tree, batch: Any) -> None:
         """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that it does not use; random numbers stay.
 
@@ -204,6 +242,23 @@ class InnerProblem:
             return self._recorded(params, hparams, batch)
         _check_reached(params, facts)
         return data, penalty, facts
+
+
+@dataclass(frozen=True)
+class InnerProducts:
+    """The first and second derivatives of an inner objective that one iteration asks for.
+
+    Attributes:
+        slopes: ∇_θ g.
+        products: H v.
+        mixed: (∂²g/∂θ∂λ)ᵀ v.
+        reached: the hyperparameters that the objective uses.
+    """
+
+    slopes: Tree
+    products: Tree
+    mixed: Tree
+    reached: frozenset[str]
 
 
 @dataclass

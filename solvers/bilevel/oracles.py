@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypergrad import guards, tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import Cost
 from hypergrad.data import Fixed, Partitioned, Sampler
 from hypergrad.errors import InputError
 from hypergrad.problem import Problem
+from hypergrad.solvers.bilevel.compiled import Compiled
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Layout, Tree
 
@@ -102,12 +105,16 @@ class Oracles:
         reached: hyperparameters that some objective was seen to use.
     """
 
-    def __init__(self, problem: Problem, params: Tree, hparams: Tree) -> None:
+    def __init__(self, problem: Problem, params: Tree, hparams: Tree, *, compile: bool = False) -> None:
         """Keep the problem and how its parameters lie in a flat vector."""
         self.problem, self.hparams, self.layout = problem, hparams, Layout.of(params)
         self.cost = Cost()
         self.reached: set[str] = set()
         self._looked: list[Tensor] = []
+        self.compiled: Compiled | None = None
+        if compile:
+            found = problem.compiled.get("single loop")
+            self.compiled = problem.compiled.setdefault("single loop", Compiled(problem)) if found is None else found
 
     def slope(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g on a batch; one inner gradient."""
@@ -127,15 +134,21 @@ class Oracles:
 
     def look_at(self, v: Tensor, product: Tensor) -> None:
         """Remember the curvature along v if H v points clearly against it."""
-        self._looked.append(torch.stack([torch.dot(v, v), torch.dot(v, product), torch.dot(product, product)]))
+        self._looked += [torch.dot(v, v), torch.dot(v, product), torch.dot(product, product)]
 
-    def curvature(self) -> float:
-        """Return the most negative curvature vᵀHv/‖v‖² that a product met clearly; 0 where there was none."""
-        if not self._looked:
-            return 0.0
-        square, along, length = torch.stack(self._looked).unbind(dim=1)
-        against = along < -1e-6 * (square * length).sqrt()
-        return float(torch.where(against, along / square, 0.0).min())
+    def numbers(self, tensors: list[Tensor]) -> tuple[list[float], float]:
+        """Return the norms of tensors, and the most negative curvature vᵀHv/‖v‖² that a product met clearly, or 0.
+
+        One look at the device.
+        """
+        dense = [value.coalesce().values() if value.is_sparse else value for value in tensors]
+        norms = torch._foreach_norm(dense)  # pyright: ignore[reportPrivateImportUsage]
+        found = torch.stack([*norms, *self._looked]).tolist()
+        looked, most = iter(found[len(norms) :]), 0.0
+        for square, along, length in zip(looked, looked, looked, strict=True):
+            if along < -1e-6 * math.sqrt(square * length):
+                most = min(most, along / square)
+        return found[: len(norms)], most
 
     def outer(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> tuple[Tensor, Tensor, Tree]:
         """Return f, ∂f/∂θ flat, and ∂f/∂λ, zero where f does not use a hyperparameter; one outer gradient."""
@@ -211,17 +224,80 @@ class Oracles:
 
     def inner(self, z: Tensor, v: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tree]:
         """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v on a batch; one inner gradient and one product."""
-        point = self._point(z, batch, None)
-        self.cost += Cost(products=1)
-        product, mixed = point.both(v, last=True)
-        self.look_at(v, product)
-        return point.residual(), product, mixed
+        return self._all(z, v, batch, None)
 
-    def directions(self, z: Tensor, v: Tensor, inner: Any, outer: Any, hparams: Tree | None = None) -> Directions:
-        """Return all three directions; one inner gradient, one product for both of its uses, one outer gradient."""
-        point = self._point(z, inner, hparams)
-        self.cost += Cost(products=1)
-        product, mixed = point.both(v, last=True)
+    def _all(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None) -> tuple[Tensor, Tensor, Tree]:
+        problem, layout = self.problem, self.layout
+        if problem.root or problem.penalty is not None:
+            point = self._point(z, batch, hparams)
+            self.cost += Cost(products=1)
+            product, mixed = point.both(v, last=True)
+            slope = point.residual()
+        else:
+            self.cost += Cost(inner_gradients=1, products=1)
+            lam = self.hparams if hparams is None else tree.leaves(hparams)
+            found = problem.inner_products(layout.views(z), lam, layout.views(v), batch)
+            self.reached |= found.reached
+            slope, product, mixed = layout.flatten(found.slopes), layout.flatten(found.products), found.mixed
         self.look_at(v, product)
+        return slope, product, mixed
+
+    def directions(
+        self, z: Tensor, v: Tensor, inner: Any, outer: Any, hparams: Tree | None = None, *, rare: bool = False
+    ) -> Directions:
+        """Return all three directions; one inner gradient, one product for both of its uses, one outer gradient.
+
+        Batches that are ``rare`` are not worth a compilation.
+        """
+        if self.compiled is not None and not rare:
+            below, above, value = self.rows(z, v, inner, outer, hparams)
+            (p, d), layout = (self.layout.size, self.outer_layout.size), self.outer_layout
+            gradient, product, mixed_row = below.split((p, p, d))
+            slope, direct_row = above.split((p, d))
+            return Directions(gradient, product - slope, layout.views(direct_row - mixed_row), value)
+        gradient, product, mixed = self._all(z, v, inner, hparams)
         value, slope, direct = self.outer(z, outer, hparams)
-        return Directions(point.residual(), product - slope, {k: direct[k] - m for k, m in mixed.items()}, value)
+        return Directions(gradient, product.sub_(slope), {k: direct[k] - m for k, m in mixed.items()}, value)
+
+    def rows(
+        self, z: Tensor, v: Tensor, inner: Any, outer: Any, hparams: Tree | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (∇_θ g, H v, (∂²g/∂θ∂λ)ᵀ v) as one flat vector, (∂f/∂θ, ∂f/∂λ) as another, and f.
+
+        One inner gradient, one product, one outer gradient.
+        """
+        if self.compiled is None:
+            return self.inner_row(z, v, inner, hparams), *self.outer_row(z, outer, hparams)
+        made, looked = self.cost, len(self._looked)
+        lam, p, d = self.hparams if hparams is None else hparams, self.layout.size, self.outer_layout.size
+
+        def eager() -> tuple[Tensor, bool]:
+            with evaluation.held() as held:
+                below = self.inner_row(z, v, inner, hparams)
+                above, value = self.outer_row(z, outer, hparams)
+                used = held.used
+            tail = [value, *self._looked[looked:]]
+            del self._looked[looked:]
+            return torch.cat([below, above, torch.stack(tail)]), used
+
+        row = self.compiled.row(z, v, lam, (inner, outer), (self.layout, self.outer_layout), eager)
+        self.cost = made + Cost(inner_gradients=1, products=1, outer_gradients=1)
+        below, above, tail = row.split((2 * p + d, p + d, 4))
+        value, *seen = tail.unbind()
+        self._looked += seen
+        return below, above, value
+
+    def inner_row(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
+        """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v on a batch as one flat vector; one inner gradient and one product."""
+        slope, product, mixed = self._all(z, v, batch, hparams)
+        return torch.cat([slope, product, self.outer_layout.flatten(mixed).detach()])
+
+    def outer_row(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> tuple[Tensor, Tensor]:
+        """Return ∂f/∂θ and ∂f/∂λ as one flat vector, and f; one outer gradient."""
+        value, slope, direct = self.outer(z, batch, hparams)
+        return torch.cat([slope, self.outer_layout.flatten(direct).detach()]), value
+
+    @cached_property
+    def outer_layout(self) -> Layout:
+        """How hyperparameters lie in a flat vector."""
+        return Layout.of(self.hparams)

@@ -34,6 +34,8 @@ class SOBA(SingleLoop[AdjointState]):
             outer optimizer's.
         linear_step_size: β_t, likewise; α_t by default.
         iterations: iterations in each step, at least 1; 1 in the paper.
+        compile: whether the derivatives of an iteration are one graph of :func:`torch.compile`, checked against the
+            eager ones at its first use (see :ref:`compiled-iterations`).
         adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
 
     Cost: 1 inner gradient, 1 product and 1 outer gradient an iteration.
@@ -58,6 +60,7 @@ class SOBA(SingleLoop[AdjointState]):
     step_size: Schedule
     linear_step_size: Schedule | None = None
     order = 2
+    compiles = True
     cost = "1 inner gradient + 1 product + 1 outer gradient an iteration"
     needs = "a strongly convex inner problem"
 
