@@ -14,10 +14,9 @@ from torch import Tensor
 
 import hypergrad as hg
 from benchmarks import finite_sums
-from benchmarks.finite_sums import Arrays, LogisticTruth, QuadraticTruth, Tree
+from benchmarks.finite_sums import BATCH, Arrays, LogisticTruth, QuadraticTruth, Tree
 from hypergrad.schedules import Schedule, power
 
-BATCH = 64
 STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0)
 """The one grid: the step of θ at the beginning, and that of λ over it."""
 
@@ -152,7 +151,9 @@ class Curve:
 
     def row(self) -> dict[str, Any]:
         """Return what is written."""
-        row: dict[str, Any] = {key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()}
+        row: dict[str, Any] = {
+            key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()
+        }
         return {**row, "reached": self.reached, "seconds": self.cpu[-1], "total_calls": round(self.calls[-1])}
 
 
@@ -256,7 +257,9 @@ def best_known(task: Task, limit: float) -> None:
     assert isinstance(truth, LogisticTruth)
     bounds = [(-limit, limit)] * len(task.hparams["x"])
     options = {"maxiter": 500, "maxcor": 30, "gtol": 1e-13, "ftol": 1e-16}
-    found = minimize(truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = minimize(
+        truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
     truth.best = float(found.fun)
 
 

@@ -143,7 +143,9 @@ class InnerProblem:
             self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
         points, lam = list(params.values()), list(hparams.values())
         slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True)  # type: ignore[arg-type]
-        ends = [(s, cotangents[key]) for key, s in zip(params, slopes, strict=True) if s is not None and s.requires_grad]
+        ends = [
+            (s, cotangents[key]) for key, s in zip(params, slopes, strict=True) if s is not None and s.requires_grad
+        ]
         pulled: Any = [None] * (len(points) + len(lam))
         if ends:
             with explained():
@@ -151,7 +153,9 @@ class InnerProblem:
                     [end for end, _ in ends], points + lam, [v for _, v in ends], allow_unused=True
                 )
         inputs = [*points, *lam]
-        dense = [torch.zeros_like(x, requires_grad=False) if p is None else p for x, p in zip(inputs, pulled, strict=True)]
+        dense = [
+            torch.zeros_like(x, requires_grad=False) if p is None else p for x, p in zip(inputs, pulled, strict=True)
+        ]
         return InnerProducts(
             {
                 key: torch.zeros_like(leaf, requires_grad=False) if s is None else s.detach()

@@ -27,6 +27,7 @@ class Compiled:
 
     Attributes:
         left_out: why, in words; empty as long as all is well.
+        reached: hyperparameters that some objective was seen to use.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -34,6 +35,7 @@ class Compiled:
         self.problem = problem
         self._functions: dict[Any, Callable[..., Row] | None] = {}
         self.left_out = ""
+        self.reached: set[str] = set()
 
     def row(
         self,
@@ -67,7 +69,11 @@ class Compiled:
             return function(z, v, lam, *batches)
 
     def _first(
-        self, key: Any, arguments: tuple[Any, ...], layouts: tuple[Layout, Layout], eager: Callable[[], tuple[Row, bool]]
+        self,
+        key: Any,
+        arguments: tuple[Any, ...],
+        layouts: tuple[Layout, Layout],
+        eager: Callable[[], tuple[Row, bool]],
     ) -> Row:
         """Compile for one kind of batches, and compare."""
         expected, buffers = eager()
@@ -87,7 +93,9 @@ class Compiled:
             return self._give_up(f"the objectives cannot be compiled ({type(error).__name__}: {text[:200]})", expected)
         fault = differing(found, expected, *layouts)
         if fault:
-            return self._give_up(f"compiled, {fault}: does a loss draw random numbers or read hparams itself?", expected)
+            return self._give_up(
+                f"compiled, {fault}: does a loss draw random numbers or read hparams itself?", expected
+            )
         self._functions[key] = function
         return expected
 

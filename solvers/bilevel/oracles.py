@@ -282,6 +282,8 @@ class Oracles:
 
         row = self.compiled.row(z, v, lam, (inner, outer), (self.layout, self.outer_layout), eager)
         self.cost = made + Cost(inner_gradients=1, products=1, outer_gradients=1)
+        self.compiled.reached |= self.reached
+        self.reached |= self.compiled.reached
         below, above, tail = row.split((2 * p + d, p + d, 4))
         value, *seen = tail.unbind()
         self._looked += seen
