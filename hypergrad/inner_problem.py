@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
+from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
 from hypergrad.stationarity import Stationarity, explained
@@ -35,7 +36,7 @@ class InnerProblem:
     penalty: UserFunction | None
     saddle: bool = False
     repairs: set[str] = field(default_factory=set)
-    looks: _Looks = field(default_factory=lambda: _Looks())
+    looks: _Looks = field(default_factory=lambda: _Looks())  # noqa: PLW0108 - defined below
 
     def value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
         """Return g(θ, λ) with its penalty, a differentiable scalar.
@@ -106,7 +107,7 @@ class InnerProblem:
         if tangents:
             self.check_descent()
         params, hparams = leaves(params), attached(hparams)
-        inspect = not looping or self.looks.due()
+        inspect = not looping or self.looks.due(hparams)
         data, penalty, facts = self._recorded(params, hparams, batch, inspect=inspect)
         if inspect:
             self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
@@ -137,33 +138,27 @@ class InnerProblem:
             UnreachedError: as :meth:`linearise`.
         """
         params, hparams = leaves(params), attached(hparams)
-        inspect = self.looks.due()
+        inspect = self.looks.due(hparams)
         value, _, facts = self._recorded(params, hparams, batch, inspect=inspect)
         if inspect:
             self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
-        points, lam = list(params.values()), list(hparams.values())
-        slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True)  # type: ignore[arg-type]
-        ends = [
-            (s, cotangents[key]) for key, s in zip(params, slopes, strict=True) if s is not None and s.requires_grad
+        assert isinstance(value, Tensor)
+        points, inputs = tuple(params.values()), (*params.values(), *hparams.values())
+        slopes = pulled_back([value], points, record=True)
+        pairs = zip(cotangents.values(), slopes, strict=True)
+        ends = [(s, v) for v, s in pairs if s is not None and s.requires_grad]
+        with explained():
+            pulled = pulled_back([s for s, _ in ends], inputs, [v for _, v in ends]) if ends else [None] * len(inputs)
+        found = [
+            p if p is not None else torch.zeros_like(x, requires_grad=False)
+            for x, p in zip(inputs, pulled, strict=True)
         ]
-        pulled: Any = [None] * (len(points) + len(lam))
-        if ends:
-            with explained():
-                pulled = torch.autograd.grad(
-                    [end for end, _ in ends], points + lam, [v for _, v in ends], allow_unused=True
-                )
-        inputs = [*points, *lam]
-        dense = [
-            torch.zeros_like(x, requires_grad=False) if p is None else p for x, p in zip(inputs, pulled, strict=True)
+        first = [
+            s.detach() if s is not None else torch.zeros_like(x, requires_grad=False)
+            for x, s in zip(points, slopes, strict=True)
         ]
         return InnerProducts(
-            {
-                key: torch.zeros_like(leaf, requires_grad=False) if s is None else s.detach()
-                for (key, leaf), s in zip(params.items(), slopes, strict=True)
-            },
-            dict(zip(params, dense[: len(points)], strict=True)),
-            dict(zip(hparams, dense[len(points) :], strict=True)),
-            self.looks.reached,
+            first, found[: len(points)], dict(zip(hparams, found[len(points) :], strict=True)), self.looks.reached
         )
 
     def check_reach(self, params: Tree, hparams: Tree, batch: Any) -> None:
@@ -253,14 +248,14 @@ class InnerProducts:
     """The first and second derivatives of an inner objective that one iteration asks for.
 
     Attributes:
-        slopes: ∇_θ g.
-        products: H v.
+        slopes: ∇_θ g, in the order of θ.
+        products: H v, likewise.
         mixed: (∂²g/∂θ∂λ)ᵀ v.
         reached: the hyperparameters that the objective uses.
     """
 
-    slopes: Tree
-    products: Tree
+    slopes: list[Tensor]
+    products: list[Tensor]
     mixed: Tree
     reached: frozenset[str]
 
@@ -270,10 +265,13 @@ class _Looks:
     """How often a graph was asked for, and the hyperparameters that it was last seen to reach."""
 
     count: int = 0
+    names: frozenset[str] = frozenset()
     reached: frozenset[str] = frozenset()
 
-    def due(self) -> bool:
-        """Count, and return whether it is the first, second, fourth, eighth time and so on."""
+    def due(self, hparams: Tree) -> bool:
+        """Count, and return whether it is the first, second, fourth, eighth time and so on for these names."""
+        if self.names != hparams.keys():
+            self.count, self.names = 0, frozenset(hparams)
         self.count += 1
         return self.count & (self.count - 1) == 0
 
@@ -284,7 +282,7 @@ def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
 
 
 def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
-    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
+    slopes = pulled_back([value], params.values(), record=create_graph)
     return {
         key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
         for (key, leaf), slope in zip(params.items(), slopes, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hypergrad import guards
 from hypergrad.accumulated import Batches, check_data
+from hypergrad.backward import pulled_back
 from hypergrad.data import Fixed, Sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
@@ -351,8 +352,7 @@ class Problem:
         params, hparams = leaves(params), attached(hparams)
         with torch.enable_grad():
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
-        inputs = [*params.values(), *hparams.values()]
-        slopes = torch.autograd.grad(value, inputs, allow_unused=True)  # unused: a zero derivative
+        slopes = pulled_back([value], [*params.values(), *hparams.values()])
         own, others = slopes[: len(params)], slopes[len(params) :]
         if all(slope is None for slope in own):
             raise ObjectiveError(

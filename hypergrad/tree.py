@@ -7,6 +7,7 @@ Parameters and hyperparameters are named tensors. Solvers work on one contiguous
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -242,6 +243,8 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
 
 def norm(tree: Mapping[str, Tensor]) -> Tensor:
     """Return the Euclidean norm of all entries together."""
+    if len(tree) == 1:
+        return torch.linalg.vector_norm(_entries(next(iter(tree.values()))))  # type: ignore[no-any-return]
     total: Tensor = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(_entries(v)) for v in tree.values()])
     )
@@ -265,7 +268,7 @@ def _entries(value: Tensor) -> Tensor:
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
-    if not tree or bool(torch.isfinite(norm(tree))):
+    if not tree or math.isfinite(norm(tree).item()):
         return None
     return next((key for key, value in tree.items() if not bool(torch.isfinite(_entries(value)).all())), None)
 

@@ -46,6 +46,12 @@ def whole(sampler: Sampler | None) -> Any:
     return None if sampler is None else sampler.full()
 
 
+def flat(tensors: list[Tensor]) -> Tensor:
+    """Return the entries of tensors that nothing else holds as one vector."""
+    parts = [tree.dense(value).reshape(-1) for value in tensors]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def random_terms(limit: int, seed: int, made: int) -> int:
     """Return a number of factors from 0 to ``limit`` − 1 that depends on the seed and the iteration only."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + made) % 2**63)
@@ -238,7 +244,7 @@ class Oracles:
             lam = self.hparams if hparams is None else tree.leaves(hparams)
             found = problem.inner_products(layout.views(z), lam, layout.views(v), batch)
             self.reached |= found.reached
-            slope, product, mixed = layout.flatten(found.slopes), layout.flatten(found.products), found.mixed
+            slope, product, mixed = flat(found.slopes), flat(found.products), found.mixed
         self.look_at(v, product)
         return slope, product, mixed
 
@@ -257,7 +263,7 @@ class Oracles:
             return Directions(gradient, product - slope, layout.views(direct_row - mixed_row), value)
         gradient, product, mixed = self._all(z, v, inner, hparams)
         value, slope, direct = self.outer(z, outer, hparams)
-        return Directions(gradient, product.sub_(slope), {k: direct[k] - m for k, m in mixed.items()}, value)
+        return Directions(gradient, product - slope, {k: direct[k] - m for k, m in mixed.items()}, value)
 
     def rows(
         self, z: Tensor, v: Tensor, inner: Any, outer: Any, hparams: Tree | None = None
