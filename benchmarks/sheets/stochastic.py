@@ -186,9 +186,8 @@ def chosen(arrays: Arrays, count: int, name: str = "SOBA") -> Arrays:
         where = {int(order[0]): k for k, order in enumerate(orders)}
         if name == "SOBA":
             places[place] = [where[int(partition.draw()[0][0])] for _ in range(count)]
-    if name == "SABA":
-        for made in range(1, count + 1):
-            generator = torch.Generator().manual_seed(made)
-            for list_, partition in zip(places, partitions, strict=True):
-                list_.append(int(torch.randint(partition.batches, (), generator=generator)))
+    if name == "SABA":  # as it chooses: from iteration 1 on, after the tables were filled
+        generator = torch.Generator().manual_seed(0)
+        drawn = [torch.randint(partition.batches, (256,), generator=generator).tolist() for partition in partitions]
+        places = [list_[1 : count + 1] for list_ in drawn]
     return {**found, **{f"places_{key}": np.array(values) for key, values in zip("ij", places, strict=True)}}

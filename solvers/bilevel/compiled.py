@@ -1,4 +1,4 @@
-"""The derivatives that an iteration of a single-loop method asks for, as one compiled graph, checked before it is used."""
+"""What an iteration of a single-loop method asks for as one compiled graph, checked before it is used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hypergrad.accumulated import Batches
 from hypergrad.problem import Problem
-from hypergrad.tree import Layout, Tree
+from hypergrad.tree import Layout
 
 Row = Tensor
-"""∇_θ g, H v, (∂²g/∂θ∂λ)ᵀ v, ∂f/∂θ, ∂f/∂λ, then f, ‖v‖², vᵀHv and ‖Hv‖², in one flat vector of 3p + 2d + 4 numbers."""
+"""All that a graph returns as one flat vector: several would each cost as much as a small product."""
 MOST = 4
 """Kinds of batches, by their shapes, that are compiled; further ones are evaluated eagerly."""
 
@@ -39,59 +39,55 @@ class Compiled:
 
     def row(
         self,
-        z: Tensor,
-        v: Tensor,
-        hparams: Tree,
-        batches: tuple[Any, Any],
-        layouts: tuple[Layout, Layout],
+        make: Callable[[], Callable[..., Row]],
+        sizes: Mapping[str, int],
+        arguments: tuple[Any, ...],
         eager: Callable[[], tuple[Row, bool]],
     ) -> Row:
-        """Return the derivatives at a point.
+        """Return what a function of tensors returns, compiled where that was seen to be right.
 
         Args:
-            z: θ, flat.
-            v: the vector of both products.
-            hparams: λ.
-            batches: the inner and the outer one.
-            layouts: of θ and of λ.
+            make: returns the function.
+            sizes: how many entries of its value are compared, by what they are.
+            arguments: of the function: two flat vectors, λ, both batches, and more.
             eager: returns the same without a compiler, and whether a module's buffers were used.
         """
         if self.left_out:
             return eager()[0]
-        lam = [value.detach() for value in hparams.values()]
-        key = kind(batches[0]), kind(batches[1])
+        key = kind(arguments[3]), kind(arguments[4]), *sizes
         if key not in self._functions:
-            return self._first(key, (z, v, lam, *batches), layouts, eager)
+            return self._first(key, make, sizes, arguments, eager)
         function = self._functions[key]
         if function is None:
             return eager()[0]
         with torch.no_grad():
-            return function(z, v, lam, *batches)
+            return function(*arguments)
 
     def _first(
         self,
         key: Any,
+        make: Callable[[], Callable[..., Row]],
+        sizes: Mapping[str, int],
         arguments: tuple[Any, ...],
-        layouts: tuple[Layout, Layout],
         eager: Callable[[], tuple[Row, bool]],
     ) -> Row:
         """Compile for one kind of batches, and compare."""
         expected, buffers = eager()
-        if any(isinstance(part, Batches) for part in arguments[3:]):
+        if any(isinstance(part, Batches) for part in arguments[3:5]):
             return self._give_up("several outer batches are one (Accumulated)", expected)
         if buffers:
             return self._give_up("a module with buffers is called, which a compiled graph would change", expected)
         if len(self._functions) >= MOST:
             self._functions[key] = None
             return expected
-        function = torch.compile(derivatives(self.problem, *layouts), fullgraph=True, dynamic=False)
+        function = torch.compile(make(), fullgraph=True, dynamic=False)
         try:
             with torch.no_grad():
                 found = function(*arguments)
         except Exception as error:  # whatever the compiler raises is its own
             text = next(iter(str(error).splitlines()), type(error).__name__)
             return self._give_up(f"the objectives cannot be compiled ({type(error).__name__}: {text[:200]})", expected)
-        fault = differing(found, expected, *layouts)
+        fault = differing(found, expected, sizes)
         if fault:
             return self._give_up(
                 f"compiled, {fault}: does a loss draw random numbers or read hparams itself?", expected
@@ -115,8 +111,11 @@ def kind(batch: Any) -> Any:
     return type(batch)
 
 
-def derivatives(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Row]:
-    """Return the function (θ, v, λ, inner batch, outer batch) → :data:`Row` of pure torch operations."""
+Pieces = tuple[Tensor, Tensor, list[Tensor], Tensor, list[Tensor], Tensor]
+
+
+def pieces(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Pieces]:
+    """Return the function (θ, v, λ, inner batch, outer batch) → ∇_θ g, H v, (∂²g/∂θ∂λ)ᵀ v, ∂f/∂θ, ∂f/∂λ, f."""
     names = list(outer_layout.shapes)
     functions = problem.parts()
     inner, outer, penalty = functions["inner"], functions["outer"], functions.get("penalty")
@@ -130,12 +129,23 @@ def derivatives(problem: Problem, layout: Layout, outer_layout: Layout) -> Calla
         value = call(inner, z, lam, batch)
         return value if penalty is None else value + call(penalty, z, lam, None)
 
-    def row(z: Tensor, v: Tensor, lam: list[Tensor], inner_batch: Any, outer_batch: Any) -> Row:
+    def found(z: Tensor, v: Tensor, lam: list[Tensor], inner_batch: Any, outer_batch: Any) -> Pieces:
         slope, pull = torch.func.vjp(lambda z, lam: torch.func.grad(whole)(z, lam, inner_batch), z, lam)
         product, mixed = pull(v)
         (outer_slope, direct), value = torch.func.grad_and_value(
             lambda z, lam: call(outer, z, lam, outer_batch), argnums=(0, 1)
         )(z, lam)
+        return slope, product, mixed, outer_slope, direct, value
+
+    return found
+
+
+def one_point(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Row]:
+    """Return the function (θ, v, λ, inner batch, outer batch) → the derivatives as one vector."""
+    derive = pieces(problem, layout, outer_layout)
+
+    def row(z: Tensor, v: Tensor, lam: list[Tensor], inner: Any, outer: Any) -> Row:
+        slope, product, mixed, outer_slope, direct, value = derive(z, v, lam, inner, outer)
         looked = torch.stack([value, torch.dot(v, v), torch.dot(v, product), torch.dot(product, product)])
         flat = [part.reshape(-1) for part in (*mixed, outer_slope, *direct)]
         return torch.cat([slope, product, *flat, looked])
@@ -143,14 +153,33 @@ def derivatives(problem: Problem, layout: Layout, outer_layout: Layout) -> Calla
     return row
 
 
-def differing(found: Row, expected: Row, layout: Layout, outer_layout: Layout) -> str:
-    """Return which part of two rows differs by more than rounding, in words, or nothing."""
-    p, d = layout.size, outer_layout.size
-    names = ("the inner gradient", "H v", "the mixed product", "the outer gradient in params", "that in hparams")
+def several_moves(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Row]:
+    """Return the function (θ, q, λ, inner batches, outer batches, steps) of several iterations of SOBA.
+
+    It returns θ and q after them, the last direction for λ, f, and ‖q‖², qᵀHq, ‖Hq‖² of each, as one vector.
+    """
+    derive = pieces(problem, layout, outer_layout)
+
+    def moved(z: Tensor, q: Tensor, lam: list[Tensor], inner: Any, outer: Any, steps: Tensor) -> Row:
+        looked: list[Tensor] = []
+        for below, above, step in zip(inner, outer, steps.unbind(), strict=True):
+            slope, product, mixed, outer_slope, direct, value = derive(z, q, lam, below, above)
+            looked += [torch.dot(q, q), torch.dot(q, product), torch.dot(product, product)]
+            z, q = z - step[0] * slope, q - step[1] * (product - outer_slope)
+        last = [(d - m).reshape(-1) for d, m in zip(direct, mixed, strict=True)]
+        return torch.cat([z, q, *last, torch.stack([value, *looked])])
+
+    return moved
+
+
+def differing(found: Row, expected: Row, sizes: Mapping[str, int]) -> str:
+    """Return which part of two vectors differs by more than rounding, in words, or nothing."""
     tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    pieces = (row[: 3 * p + 2 * d].split((p, p, d, p, d)) for row in (found, expected))
-    for name, one, other in zip(names, *pieces, strict=True):
-        gap, size = torch.linalg.vector_norm(one - other), torch.linalg.vector_norm(other)
-        if not bool(gap <= tolerance * torch.clamp(size, min=1e-3)):
-            return f"{name} differs by {float(gap / size):.1e}"
+    place = 0
+    for name, size in sizes.items():
+        one, other = found[place : place + size], expected[place : place + size]
+        gap, length = torch.linalg.vector_norm(one - other), torch.linalg.vector_norm(other)
+        if not bool(gap <= tolerance * torch.clamp(length, min=1e-3)):
+            return f"{name} differs by {float(gap / length):.1e}"
+        place += size
     return ""

@@ -17,7 +17,7 @@ from hypergrad.algorithm import Cost
 from hypergrad.data import Fixed, Partitioned, Sampler
 from hypergrad.errors import InputError
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.compiled import Compiled
+from hypergrad.solvers.bilevel.compiled import Compiled, one_point, several_moves
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Layout, Tree
 
@@ -274,26 +274,71 @@ class Oracles:
         """
         if self.compiled is None:
             return self.inner_row(z, v, inner, hparams), *self.outer_row(z, outer, hparams)
-        made, looked = self.cost, len(self._looked)
-        lam, p, d = self.hparams if hparams is None else hparams, self.layout.size, self.outer_layout.size
+        before, looked, (p, d) = self.cost, len(self._looked), (self.layout.size, self.outer_layout.size)
 
         def eager() -> tuple[Tensor, bool]:
             with evaluation.held() as held:
                 below = self.inner_row(z, v, inner, hparams)
                 above, value = self.outer_row(z, outer, hparams)
                 used = held.used
-            tail = [value, *self._looked[looked:]]
-            del self._looked[looked:]
-            return torch.cat([below, above, torch.stack(tail)]), used
+            return torch.cat([below, above, torch.stack([value, *self._looked[looked:]])]), used
 
-        row = self.compiled.row(z, v, lam, (inner, outer), (self.layout, self.outer_layout), eager)
-        self.cost = made + Cost(inner_gradients=1, products=1, outer_gradients=1)
-        self.compiled.reached |= self.reached
-        self.reached |= self.compiled.reached
+        sizes = {"the inner gradient": p, "H v": p, "the mixed product": d, "∂f/∂θ": p, "∂f/∂λ": d}
+        arguments = z, v, [value.detach() for value in (hparams or self.hparams).values()], inner, outer
+        row = self._run(one_point, sizes, arguments, eager, before + Cost(1, 1, 1), looked)
         below, above, tail = row.split((2 * p + d, p + d, 4))
         value, *seen = tail.unbind()
         self._looked += seen
         return below, above, value
+
+    def _run(
+        self,
+        make: Callable[..., Any],
+        sizes: dict[str, int],
+        arguments: tuple[Any, ...],
+        eager: Callable[[], tuple[Tensor, bool]],
+        cost: Cost,
+        looked: int,
+    ) -> Tensor:
+        """Return what a compiled function returns, and count as if it had been asked once."""
+        compiled = self.compiled
+        assert compiled is not None
+        row = compiled.row(lambda: make(self.problem, self.layout, self.outer_layout), sizes, arguments, eager)
+        self.cost = cost
+        del self._looked[looked:]
+        compiled.reached |= self.reached
+        self.reached |= compiled.reached
+        return row
+
+    def moves(self, z: Tensor, q: Tensor, steps: list[tuple[float, float]]) -> tuple[Tensor, Tensor, Tree, Tensor]:
+        """Return θ and q after several iterations of SOBA in one compiled graph, the last direction for λ, and f.
+
+        Each takes 1 inner gradient, 1 product and 1 outer gradient.
+        """
+        before, looked, (p, d) = self.cost, len(self._looked), (self.layout.size, self.outer_layout.size)
+        inner, outer = [], []
+        for _ in steps:
+            inner.append(self.problem.draw_inner())
+            outer.append(self.problem.draw_outer())
+
+        def eager() -> tuple[Tensor, bool]:
+            with evaluation.held() as held:
+                theta, v = z, q
+                for (alpha, beta), below, above in zip(steps, inner, outer, strict=True):
+                    found = self.directions(theta, v, below, above, rare=True)
+                    theta, v = torch.sub(theta, found.params, alpha=alpha), torch.sub(v, found.linear, alpha=beta)
+                used = held.used
+            last = self.outer_layout.flatten(found.hparams).detach()
+            return torch.cat([theta, v, last, torch.stack([found.value, *self._looked[looked:]])]), used
+
+        sizes = {"θ after some iterations": p, "q after some iterations": p, "the direction for λ": d}
+        lam = [value.detach() for value in self.hparams.values()]
+        arguments = z, q, lam, inner, outer, torch.tensor(steps, dtype=z.dtype, device=z.device)
+        count = len(steps)
+        row = self._run(several_moves, sizes, arguments, eager, before + Cost(count, count, count), looked)
+        z, q, last, value, seen = row.split((p, p, d, 1, 3 * count))
+        self._looked += seen.unbind()
+        return z, q, self.outer_layout.views(last), value.view(())
 
     def inner_row(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v on a batch as one flat vector; one inner gradient and one product."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -14,6 +15,8 @@ from hypergrad.solvers.bilevel.oracles import Oracles, parts
 from hypergrad.solvers.bilevel.single_loop import SingleLoop
 from hypergrad.tree import Layout, Tree
 
+BLOCK = 256
+"""Iterations whose batches one generator chooses."""
 RECENT = 32
 """Renewed rows that are kept beside a table before they are written into it, which copies it."""
 
@@ -48,6 +51,13 @@ class Table:
         where = torch.tensor(list(latest), device=self.rows.device)
         rows = self.rows.index_copy(0, where, torch.stack(list(latest.values())))
         return change + self.mean, Table(rows, rows.mean(dim=0))
+
+
+@lru_cache(maxsize=8)
+def _places(seed: int, block: int, *counts: int) -> list[tuple[int, ...]]:
+    """Return the inner and the outer batch of each iteration of a block of iterations."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + block) % 2**63)
+    return list(zip(*(torch.randint(count, (BLOCK,), generator=generator).tolist() for count in counts), strict=True))
 
 
 NOTHING = torch.zeros(0)
@@ -212,8 +222,7 @@ class SABA(SingleLoop[SABAState]):
         """Return f, value(now) − value(table) + mean(table) on random batches, and the tables with these renewed."""
         inner_count, inner_batch = parts("inner_data", oracles.problem.inner_data)
         outer_count, outer_batch = parts("outer_data", oracles.problem.outer_data)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + state.made) % 2**63)
-        i, j = (int(torch.randint(count, (), generator=generator)) for count in (inner_count, outer_count))
+        i, j = _places(self.seed, state.made // BLOCK, inner_count, outer_count)[state.made % BLOCK]
         inner_table, outer_table = state.tables
         inner_row, outer_row, value = oracles.rows(z, state.solution, inner_batch(i), outer_batch(j))
         inner, inner_table = inner_table.correct(i, inner_row)

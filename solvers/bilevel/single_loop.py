@@ -119,6 +119,13 @@ class SingleLoop(Algorithm[S]):
     def _iterate(self, oracles: Oracles, state: S) -> tuple[Tensor, Tree, S]:
         """Make one iteration and return f, the direction for λ, and the next state."""
 
+    def _repeat(self, oracles: Oracles, state: S) -> tuple[Tensor, Tree, S]:
+        """Make the iterations of a step and return what the last one returned."""
+        value, grads, state = self._iterate(oracles, state)
+        for _ in range(self.iterations - 1):
+            value, grads, state = self._iterate(oracles, state)
+        return value, grads, state
+
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:
         """Check the inputs and start at ``params``."""
         problem.check_descent()
@@ -140,9 +147,7 @@ class SingleLoop(Algorithm[S]):
     def response(self, problem: Problem, state: S, hparams: Tree) -> Tree:
         """Return θ after the iterations of one step at ``hparams``."""
         oracles = Oracles(problem, state.params, tree.leaves(hparams), compile=self.compile)
-        for _ in range(self.iterations):
-            _, _, state = self._iterate(oracles, state)
-        return state.params
+        return self._repeat(oracles, state)[2].params
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ after ``adjoint_iterations`` iterations with a backward pass that makes them again."""
@@ -154,9 +159,7 @@ class SingleLoop(Algorithm[S]):
         watch, first = Stopwatch(device), state.steps == 0
         with guards.pinned_rng(device), nullcontext() if self.compile else evaluation.held():
             oracles = Oracles(problem, state.params, tree.attached(hparams), compile=self.compile)
-            value, grads, state = self._iterate(oracles, state)
-            for _ in range(self.iterations - 1):
-                value, grads, state = self._iterate(oracles, state)
+            value, grads, state = self._repeat(oracles, state)
         if first:
             check_reached(hparams, oracles.reached, advice=UNREACHED)
         numbers, curvature = oracles.numbers([value, *state.params.values(), *grads.values()])
