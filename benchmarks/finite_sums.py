@@ -19,6 +19,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 Tree = dict[str, Tensor]
 Objective = Callable[[Tree, Tree, tuple[Tensor, ...]], Tensor]
 
+BATCH = 64
+"""Examples in a batch, of both levels."""
 QUADRATIC = {"n": 32768, "m": 1024, "d": 10}
 LOGISTIC = {"n": 49984, "m": 91648, "p": 22}
 """Numbers of examples, multiples of the batch size: ijcnn1 has 49,990 and 91,701."""

@@ -14,10 +14,9 @@ from torch import Tensor
 
 import hypergrad as hg
 from benchmarks import finite_sums
-from benchmarks.finite_sums import Arrays, LogisticTruth, QuadraticTruth, Tree
+from benchmarks.finite_sums import BATCH, Arrays, LogisticTruth, QuadraticTruth, Tree
 from hypergrad.schedules import Schedule, power
 
-BATCH = 64
 STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0)
 """The one grid: the step of θ at the beginning, and that of λ over it."""
 

@@ -274,15 +274,6 @@ def _entries(value: Tensor) -> Tensor:
     return value.coalesce().values() if value.is_sparse else value
 
 
-def is_finite(tensors: list[Tensor]) -> bool:
-    """Return whether no tensor holds NaN or infinity; one look at the device. Sparse tensors are looked at apart."""
-    dense = [value for value in tensors if not value.is_sparse]
-    sparse = [value for value in tensors if value.is_sparse]
-    norms = torch._foreach_norm(dense)  # pyright: ignore[reportPrivateImportUsage]
-    norms = [*norms, *(torch.linalg.vector_norm(_entries(value)) for value in sparse)]
-    return bool(torch.isfinite(torch.stack(norms).sum()))
-
-
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
     if not tree or math.isfinite(norm(tree).item()):
@@ -383,6 +374,8 @@ def moved(state: Any, device: torch.device) -> Any:
         return state.to(device)
     if isinstance(state, dict):
         return {key: moved(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(moved(value, device) for value in state)
     return state
 
 
