@@ -91,7 +91,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
-PARTS = {"harness", "memory", "plots", "problems", "results"}
+PARTS = {"harness", "memory", "plots", "problems", "results", "scaled"}
 """Modules of ``benchmarks/`` that benchmarks are made of."""
 
 
