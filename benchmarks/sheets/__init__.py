@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SHEETS = ("cost", "stochastic")
+SHEETS = ("cost", "scaling", "stochastic")
 """Names of all sheets, in the order of the page of results."""
