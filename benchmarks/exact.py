@@ -5,7 +5,7 @@ The Hessian is formed and factored densely, so that nothing here shares a method
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -16,10 +16,15 @@ from scipy.linalg import cho_factor, cho_solve
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-SPREAD = (2e-5, 0.2)
-"""Penalties of the problem that is spread: log-uniform over these four decades."""
-EQUAL = 2.5e-5
-"""Penalties of the problem whose penalties are nearly equal, up to a tenth of their logarithm's unit."""
+PENALTIES = {
+    ("digits", "spread"): (2e-5, 0.2),
+    ("digits", "equal"): (0.6e-5, 0.75e-5),
+    ("mnist", "spread"): (4e-5, 0.4),
+    ("mnist", "equal"): (1.0e-5, 1.25e-5),
+    ("made up", "spread"): (1e-4, 1.0),
+    ("made up", "equal"): (0.9e-3, 1.1e-3),
+}
+"""Range of the penalties, log-uniform in it: four decades (condition 2e4), or nearly equal (condition 5e3 to 8e3)."""
 EXACT = 1e-13
 """Norm of an inner gradient, over that of its penalty's part, at which a Newton iteration ends."""
 
@@ -59,18 +64,16 @@ def _split(x: Any, y: Any, train: int, valid: int, seed: int) -> Arrays:
     return {"x": x[first], "y": y[first], "x_valid": x[second], "y_valid": y[second]}
 
 
-def penalties(kind: str, shape: tuple[int, ...], seed: int = 0) -> Array:
+def penalties(data: str, kind: str, shape: tuple[int, ...], seed: int = 0) -> Array:
     """Return log penalties.
 
     Args:
+        data: ``"digits"``, ``"mnist"`` or ``"made up"``.
         kind: ``"spread"`` (four decades) or ``"equal"`` (nearly).
         shape: of the weights.
         seed: of the draw.
     """
-    rng = np.random.default_rng(seed + 1)
-    if kind == "spread":
-        return rng.uniform(*np.log(SPREAD), size=shape)
-    return np.log(EQUAL) + rng.uniform(-0.1, 0.1, size=shape)
+    return np.random.default_rng(seed + 1).uniform(*np.log(PENALTIES[data, kind]), size=shape)
 
 
 @final
@@ -188,7 +191,7 @@ def optimum(softmax: Softmax, logs: Array, start: Array | None = None, near: Any
         while scale > 1e-3 and np.linalg.norm(softmax.inner_gradient(theta - scale * step, logs)) > size:
             scale /= 2
         theta = theta - scale * step
-        if near is None and scale == 1.0 and size <= 1e-3 * np.linalg.norm(np.exp(logs) * theta):
+        if near is None and scale == 1.0 and size <= np.linalg.norm(np.exp(logs) * theta):
             near = softmax.factor(theta, logs)
     return theta, near or softmax.factor(theta, logs)
 
@@ -199,4 +202,4 @@ def _newton_step(softmax: Softmax, theta: Array, logs: Array, gradient: Array, n
         return solved(softmax, theta, logs, gradient, near, 1e-8)
     p = softmax.probabilities(theta)
     diagonal = softmax.data["x"].T ** 2 @ (p * (1 - p)) / len(p) + np.exp(logs)
-    return solved(softmax, theta, logs, gradient, lambda r: r / diagonal, 1e-3)
+    return solved(softmax, theta, logs, gradient, lambda r: r / diagonal, 0.03)

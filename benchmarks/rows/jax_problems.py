@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -112,17 +113,44 @@ def task(network: str, arrays: Arrays) -> Task:
     return Task(params, hparams, inner, outer)
 
 
-def compiled(hypergradient: Callable[[Tree, Tree], Tree], problem: Task) -> Callable[[], list[np.ndarray[Any, Any]]]:
-    """Compile a hypergradient and return it as a function that waits for its answer.
+def points(problem: Task, arrays: Arrays) -> list[tuple[Tree, Tree]]:
+    """Return (θ, λ) of the problem, and those of later outer steps: ``later.1.params.NAME``, ``later.1.hparams.NAME``.
+
+    Args:
+        problem: made of the arrays.
+        arrays: the problem's, and perhaps those of later steps.
+    """
+    found = [(problem.params, problem.hparams)]
+    while any(key.startswith(f"later.{len(found)}.") for key in arrays):
+        params, hparams = (
+            {key: jnp.asarray(arrays[f"later.{len(found)}.{part}.{key}"]) for key in problem.params}
+            for part in ("params", "hparams")
+        )
+        found.append((params, hparams))
+    return found
+
+
+def compiled(
+    hypergradient: Callable[[Tree, Tree], Tree], problem: Task, arrays: Arrays, products: int | None
+) -> Callable[[], dict[str, Any]]:
+    """Compile a hypergradient and return a row's function, which waits for its answers and tells the compilation.
 
     Args:
         hypergradient: of θ and λ.
-        problem: where it is taken.
+        problem: made of the arrays.
+        arrays: the problem's, and perhaps those of later steps.
+        products: of one hypergradient, where known.
     """
+    began = time.process_time()
     program = jax.jit(hypergradient).lower(problem.params, problem.hparams).compile()
+    seconds, given = time.process_time() - began, points(problem, arrays)
 
-    def run() -> list[np.ndarray[Any, Any]]:
-        found = jax.block_until_ready(program(problem.params, problem.hparams))
-        return [np.asarray(found[key]) for key in problem.hparams]
+    def run() -> dict[str, Any]:
+        answer = []
+        for params, hparams in given:
+            found = jax.block_until_ready(program(params, hparams))
+            answer += [np.asarray(found[key]) for key in problem.hparams]
+        counts = {"products": None if products is None else products * len(given), "compile_seconds": seconds}
+        return {"answer": answer, "counts": counts}
 
     return run
