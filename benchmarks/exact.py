@@ -5,6 +5,7 @@ The Hessian is formed and factored densely, so that nothing here shares a method
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,7 +74,8 @@ def penalties(data: str, kind: str, shape: tuple[int, ...], seed: int = 0) -> Ar
         shape: of the weights.
         seed: of the draw.
     """
-    return np.random.default_rng(seed + 1).uniform(*np.log(PENALTIES[data, kind]), size=shape)
+    low, high = PENALTIES[data, kind]
+    return np.random.default_rng(seed + 1).uniform(math.log(low), math.log(high), size=shape)
 
 
 @final
@@ -203,3 +205,76 @@ def _newton_step(softmax: Softmax, theta: Array, logs: Array, gradient: Array, n
     p = softmax.probabilities(theta)
     diagonal = softmax.data["x"].T ** 2 @ (p * (1 - p)) / len(p) + np.exp(logs)
     return solved(softmax, theta, logs, gradient, lambda r: r / diagonal, 0.03)
+
+
+@final
+@dataclass(frozen=True)
+class Exact:
+    """A problem's arrays for the rows, with its exact hypergradients.
+
+    Attributes:
+        arrays: of the problem, float64; ``later.1.…`` and so on hold those of later outer steps.
+        answers: one hypergradient an outer step, flat.
+        condition: of the Hessian at the first point.
+        top: its largest eigenvalue.
+    """
+
+    arrays: Arrays
+    answers: list[Array]
+    condition: float
+    top: float
+
+    def error(self, answer: Array) -> float:
+        """Return the largest relative error over the outer steps; infinity where something is no number.
+
+        Args:
+            answer: all hypergradients, one after the other.
+        """
+        parts = answer.reshape(len(self.answers), -1)
+        errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(parts, self.answers, strict=True)]
+        worst = float(np.max(errors))
+        return worst if np.isfinite(worst) else float("inf")
+
+
+MOVE = 0.05
+"""How far each log penalty moves in an outer step: as with the first steps of Adam at this rate."""
+
+
+def logistic(name: str, kind: str, steps: int = 1, seed: int = 0) -> Exact:
+    """Return softmax regression at its inner optimum, with exact hypergradients along a run of outer steps.
+
+    Args:
+        name: ``"digits"``, ``"mnist"`` or ``"made up"``.
+        kind: ``"spread"`` or ``"equal"``.
+        steps: outer steps; after each, every log penalty moves by ``MOVE`` against the sign of its hypergradient.
+        seed: of split and penalties.
+    """
+    data = {"digits": digits, "mnist": mnist, "made up": made_up}[name](seed)
+    softmax = Softmax(data)
+    logs = penalties(name, kind, softmax.shape, seed)
+    theta, near = optimum(softmax, logs)
+    condition, top = extremes(softmax, theta, logs, near)
+    arrays = dict(data)
+    answers: list[Array] = []
+    for step in range(steps):
+        if step:
+            logs = logs - MOVE * np.sign(answers[-1].reshape(logs.shape))
+            theta, _ = optimum(softmax, logs, theta, near)
+        prefix = f"later.{step}." if step else ""
+        arrays[f"{prefix}params.weight"], arrays[f"{prefix}hparams.weight"] = theta, logs
+        q = solved(softmax, theta, logs, softmax.outer_gradient(theta), near)
+        answers.append((-np.exp(logs) * theta * q).ravel())
+    return Exact(arrays, answers, condition, top)
+
+
+def extremes(softmax: Softmax, theta: Array, logs: Array, near: Any, steps: int = 40) -> tuple[float, float]:
+    """Return the Hessian's condition number and largest eigenvalue by power iterations, to about a tenth."""
+    v = w = np.random.default_rng(0).standard_normal(softmax.shape)
+    top = least = 1.0
+    for _ in range(steps):
+        v = softmax.product(theta, logs, v)
+        top = float(np.linalg.norm(v))
+        w = near(w)
+        least = 1 / float(np.linalg.norm(w))
+        v, w = v / top, w * least
+    return top / least, top

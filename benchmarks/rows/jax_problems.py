@@ -44,6 +44,11 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logs, labels[:, None], axis=-1).mean()
 
 
+def squares(values: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return half the mean squared distance of an example's outputs."""
+    return 0.5 * ((values - targets) ** 2).sum(axis=1).mean()
+
+
 def _logistic(params: Tree, x: jax.Array) -> jax.Array:
     return x @ params["weight"]
 
@@ -83,6 +88,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 NETWORKS: dict[str, Callable[[Tree, jax.Array], jax.Array]] = {
     "logistic": _logistic,
+    "ridge": _logistic,
     "mlp": _mlp,
     "convnet": _convnet,
     "transformer": _transformer,
@@ -97,7 +103,7 @@ def task(network: str, arrays: Arrays) -> Task:
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
     jax.config.update("jax_enable_x64", arrays["x"].dtype == np.float64)
-    call = NETWORKS[network]
+    call, loss = NETWORKS[network], squares if network == "ridge" else cross_entropy
     given = {key: jnp.asarray(value) for key, value in arrays.items()}
     params, hparams = (
         {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
@@ -105,10 +111,10 @@ def task(network: str, arrays: Arrays) -> Task:
     )
 
     def inner(params: Tree, hparams: Tree) -> jax.Array:
-        return cross_entropy(call(params, given["x"]), given["y"]) + penalty(params, hparams)
+        return loss(call(params, given["x"]), given["y"]) + penalty(params, hparams)
 
     def outer(params: Tree, _hparams: Tree) -> jax.Array:
-        return cross_entropy(call(params, given["x_valid"]), given["y_valid"])
+        return loss(call(params, given["x_valid"]), given["y_valid"])
 
     return Task(params, hparams, inner, outer)
 
