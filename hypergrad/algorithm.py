@@ -70,8 +70,12 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Return the sum, field by field."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Cost(*(mine + theirs for mine, theirs in pairs))
+        return Cost(
+            self.inner_gradients + other.inner_gradients,
+            self.products + other.products,
+            self.outer_gradients + other.outer_gradients,
+            self.outer_values + other.outer_values,
+        )
 
 
 @final

@@ -6,7 +6,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -123,10 +123,14 @@ class _UnseenHooks(_Patch):
 
 
 class _Buffers:
-    """Lends the modules that one evaluation calls copies of their buffers, which go on from call to call."""
+    """Lends the modules that one evaluation calls copies of their buffers, which go on from call to call.
+
+    As a block it is one evaluation of several: the next one starts from the owners' buffers again.
+    """
 
     def __init__(self) -> None:
         self.depth = 0
+        self.evaluating = False
         self.lent: list[tuple[nn.Module, str, Tensor]] = []
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the owner's tensor: it, and its copy
 
@@ -151,6 +155,14 @@ class _Buffers:
             if self.depth == 0:
                 self.take_back()
 
+    def __enter__(self) -> None:
+        self.evaluating = True
+
+    def __exit__(self, *failure: object) -> None:
+        self.evaluating = False
+        self.take_back()
+        self.copies.clear()
+
     def take_back(self) -> None:
         """Put the owner's buffers where they were, and remember what the copies have become."""
         for part, name, own in self.lent:
@@ -162,14 +174,14 @@ class _Buffers:
 
 
 @contextmanager
-def lending() -> Iterator[None]:
+def lending() -> Iterator[_Buffers]:
     """A block in which no module that is called changes its buffers."""
     outside, mine = getattr(_here, "buffers", None), _Buffers()
     first = nn.modules.module.register_module_forward_pre_hook(mine.before)
     last = nn.modules.module.register_module_forward_hook(mine.after, always_call=True)
     _here.buffers = mine
     try:
-        yield
+        yield mine
     finally:
         _here.buffers = outside
         first.remove()
@@ -196,7 +208,30 @@ unseen_hooks = _UnseenHooks()
 
 
 @contextmanager
-def still() -> Iterator[None]:
-    """A block to evaluate a loss in: without checkpoints and autocast, and with buffers that stay as they are."""
+def held() -> Iterator[None]:
+    """A block of many evaluations, which prepares once what :func:`still` needs for each of them."""
+    outside = getattr(_here, "held", None)
+    with whole_graph, full_precision, unseen_hooks, lending() as buffers:
+        _here.held = buffers
+        try:
+            yield
+        finally:
+            _here.held = outside
+
+
+def still() -> AbstractContextManager[None]:
+    """Return a block to evaluate a loss in: without checkpoints and autocast, and with buffers that stay as they are.
+
+    Inside of :func:`held` it only takes the buffers back afterwards; an evaluation within an evaluation, or one under
+    other buffers, prepares everything anew.
+    """
+    buffers: _Buffers | None = getattr(_here, "held", None)
+    if buffers is None or buffers.evaluating or getattr(_here, "buffers", None) is not buffers:
+        return _still()
+    return buffers
+
+
+@contextmanager
+def _still() -> Iterator[None]:
     with whole_graph, full_precision, unseen_hooks, lending():
         yield

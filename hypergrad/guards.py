@@ -37,17 +37,31 @@ def pinned_rng(device: torch.device, seed: int | None = None, *, autocast: bool 
     again after it. An autocast block around it does not reach inside unless it is let in, since backward passes would
     run under it as well.
     """
-    devices = [device] if device.type not in ("cpu", "meta") else []
-    let_in = autocast or device.type == "meta"
+    let_in = autocast or device.type == "meta" or not torch.is_autocast_enabled(device.type)
     precision = nullcontext() if let_in else torch.autocast(device.type, enabled=False)
+    numbers = (
+        _HeldNumbers()
+        if device.type in ("cpu", "meta")
+        else torch.random.fork_rng(devices=[device], device_type=device.type)
+    )
     others = Streams.capture()
     try:
-        with precision, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
+        with precision, numbers:
             if seed is not None:
                 _seed(device, seed)
             yield
     finally:
         others.restore()
+
+
+class _HeldNumbers:
+    """A block that puts torch's random numbers on the CPU back."""
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+
+    def __exit__(self, *failure: object) -> None:
+        torch.set_rng_state(self.state)
 
 
 def _seed(device: torch.device, seed: int) -> None:
@@ -113,13 +127,12 @@ def second_order(device: torch.device, repairs: frozenset[str] = frozenset()) ->
         with torch.enable_grad():
             yield
         return
-    with ExitStack() as stack:
+    attention = _MathAttention() if device.type in ("cpu", "cuda") else sdpa_kernel(SDPBackend.MATH)
+    with torch.enable_grad(), whole_graph, attention, ExitStack() as stack:
         stack.callback(setattr, _inside, "active", active)
         _inside.active = (device, repairs)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(whole_graph)
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if CUDNN_RNN in repairs:
@@ -127,6 +140,31 @@ def second_order(device: torch.device, repairs: frozenset[str] = frozenset()) ->
         if WEIGHT_NORM in repairs:
             stack.enter_context(_CompositeWeightNorm())
         yield
+
+
+class _MathAttention:
+    """What ``sdpa_kernel(SDPBackend.MATH)`` does on the CPU and on CUDA, at a fraction of its cost."""
+
+    def __enter__(self) -> None:
+        cuda = torch.backends.cuda
+        self.before = (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+        )
+        self._enable(False, False, False, True)
+
+    def __exit__(self, *failure: object) -> None:
+        self._enable(*self.before)
+
+    @staticmethod
+    def _enable(flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
+        cuda = torch.backends.cuda
+        cuda.enable_flash_sdp(flash)
+        cuda.enable_mem_efficient_sdp(efficient)
+        cuda.enable_cudnn_sdp(cudnn)
+        cuda.enable_math_sdp(math)
 
 
 class _CompositeWeightNorm(TorchFunctionMode):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
+from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
 from hypergrad.stationarity import Stationarity
@@ -27,6 +28,7 @@ class InnerProblem:
         penalty: an elementwise part of the objective, or ``None``.
         saddle: whether ``function`` is a Lagrangian, which is not to be minimised.
         repairs: kernels that its graphs were seen to hold and that have to be replaced.
+        looks: how often its graph was asked for by a loop, and what it was last seen to reach.
     """
 
     function: UserFunction | None
@@ -34,6 +36,7 @@ class InnerProblem:
     penalty: UserFunction | None
     saddle: bool = False
     repairs: set[str] = field(default_factory=set)
+    looks: _Looks = field(default_factory=lambda: _Looks())
 
     def value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
         """Return g(θ, λ) with its penalty, a differentiable scalar.
@@ -84,12 +87,15 @@ class InnerProblem:
         batch: Any = None,
         *,
         tangents: bool = False,
+        looping: bool = False,
     ) -> Stationarity:
         """Return the residual at a point with its graph, from which all products are taken.
 
         Masks drawn in the forward pass are part of the graph, so every product sees the same function.
         Hyperparameters that require grad are used as they are, which lets a closure over them be differentiated.
-        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters.
+        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters. With ``looping`` the
+        graph is looked at the first, second, fourth, eighth time and so on, since the look takes longer than a small
+        graph's products.
 
         Cost: one evaluation with its gradient.
 
@@ -101,8 +107,11 @@ class InnerProblem:
         if tangents:
             self.check_descent()
         params, hparams = leaves(params), attached(hparams)
-        data, penalty, facts = self._recorded(params, hparams, batch)
-        reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        inspect = not looping or self.looks.due()
+        data, penalty, facts = self._recorded(params, hparams, batch, inspect=inspect)
+        if inspect:
+            self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        reached = self.looks.reached
         if isinstance(data, dict):
             return Stationarity(params, hparams, data, None, None, reached)
         if tangents:
@@ -182,10 +191,10 @@ class InnerProblem:
     ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
         """Evaluate with a graph that can be differentiated twice, and check that graph."""
         device = device_of(params)
-        draws = guards.Draws.capture(device, torch_only=True)
+        draws = guards.Draws.capture(device, torch_only=True) if inspect else None
         with guards.second_order(device, frozenset(self.repairs)):
             data, penalty = self._evaluated(params, hparams, batch)
-        if not inspect:
+        if draws is None:
             return data, penalty, guards.NOTHING
         assert self.function is not None
         outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
@@ -198,13 +207,26 @@ class InnerProblem:
         return data, penalty, facts
 
 
+@dataclass
+class _Looks:
+    """How often a graph was asked for, and the hyperparameters that it was last seen to reach."""
+
+    count: int = 0
+    reached: frozenset[str] = frozenset()
+
+    def due(self) -> bool:
+        """Count, and return whether it is the first, second, fourth, eighth time and so on."""
+        self.count += 1
+        return self.count & (self.count - 1) == 0
+
+
 def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
     with torch.enable_grad():
         return data if penalty is None else data + penalty
 
 
 def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
-    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
+    slopes = pulled_back([value], params.values(), record=create_graph)
     return {
         key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
         for (key, leaf), slope in zip(params.items(), slopes, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hypergrad import guards
 from hypergrad.accumulated import Batches, check_data
+from hypergrad.backward import pulled_back
 from hypergrad.data import Fixed, Sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
@@ -347,7 +348,7 @@ class Problem:
         with torch.enable_grad():
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
         inputs = params | {f"hparams.{key}": tensor for key, tensor in hparams.items()}
-        slopes = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)  # unused: a zero derivative
+        slopes = pulled_back([value], inputs.values())
         if all(slope is None for slope in slopes[: len(params)]):
             raise ObjectiveError(
                 passed="an outer objective that does not depend on params",

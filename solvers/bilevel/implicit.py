@@ -28,7 +28,7 @@ from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
-from hypergrad.solvers.bilevel.point import Point
+from hypergrad.solvers.bilevel.point import Point, numbers
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
@@ -184,14 +184,13 @@ class Implicit(Algorithm[ImplicitState]):
                 found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
                 return found, ImplicitState(params, state.steps + 1)
             point = Point(self.linear, self.damping, problem, params, hparams)
-            gap, steepness = point.check(outer)
-            reach = steepness * tree.norm(params)
+            loss, gap, steepness = point.check(outer)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
-            slope = point.stationarity.slope(solution.value).abs()
-            scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
-            point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
+            slope, length = numbers(point.stationarity.slope(solution.value), tree.norm(params))
+            scales, kinks = [loss, steepness * length, gap, abs(slope)], point.kinks()
+            point.check_solution(solution, b, finite=math.isfinite(slope))
             grads = outer.minus(point.stationarity.cross(solution.value, last=True))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))

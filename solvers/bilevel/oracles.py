@@ -100,7 +100,6 @@ class Oracles:
     Attributes:
         cost: passes made.
         reached: hyperparameters that some objective was seen to use.
-        curvature: the most negative curvature vᵀHv/‖v‖² that a product met, a 0-d tensor; 0 where there was none.
     """
 
     def __init__(self, problem: Problem, params: Tree, hparams: Tree) -> None:
@@ -108,7 +107,7 @@ class Oracles:
         self.problem, self.hparams, self.layout = problem, hparams, Layout.of(params)
         self.cost = Cost()
         self.reached: set[str] = set()
-        self.curvature = torch.zeros((), dtype=self.layout.dtype, device=self.layout.device)
+        self._looked: list[Tensor] = []
 
     def slope(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g on a batch; one inner gradient."""
@@ -128,9 +127,15 @@ class Oracles:
 
     def look_at(self, v: Tensor, product: Tensor) -> None:
         """Remember the curvature along v if H v points clearly against it."""
-        square, along = torch.dot(v, v), torch.dot(v, product)
-        against = along < -1e-6 * square.sqrt() * torch.linalg.vector_norm(product)
-        self.curvature = torch.where(against, torch.minimum(self.curvature, along / square), self.curvature)
+        self._looked.append(torch.stack([torch.dot(v, v), torch.dot(v, product), torch.dot(product, product)]))
+
+    def curvature(self) -> float:
+        """Return the most negative curvature vᵀHv/‖v‖² that a product met clearly; 0 where there was none."""
+        if not self._looked:
+            return 0.0
+        square, along, length = torch.stack(self._looked).unbind(dim=1)
+        against = along < -1e-6 * (square * length).sqrt()
+        return float(torch.where(against, along / square, 0.0).min())
 
     def outer(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> tuple[Tensor, Tensor, Tree]:
         """Return f, ∂f/∂θ flat, and ∂f/∂λ, zero where f does not use a hyperparameter; one outer gradient."""
@@ -138,8 +143,9 @@ class Oracles:
         hparams = self.hparams if hparams is None else hparams
         found = self.problem.outer_gradients(self.layout.views(z), hparams, batch)
         self.reached |= set(found.hparams)
-        zeros = tree.zeros_like(hparams)
-        return found.value, self.layout.flatten(found.params), {**zeros, **found.hparams}
+        unused = {key: value for key, value in hparams.items() if key not in found.hparams}
+        direct = {**tree.zeros_like(unused), **found.hparams}
+        return found.value, self.layout.flatten(found.params), {key: direct[key] for key in hparams}
 
     def mixed(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None = None) -> Tree:
         """Return (∂²g/∂θ∂λ)ᵀ v on a batch; one inner gradient and one product."""
@@ -149,7 +155,7 @@ class Oracles:
     def _point(self, z: Tensor, batch: Any, hparams: Tree | None) -> Stationarity:
         self.cost += Cost(inner_gradients=1)
         lam = self.hparams if hparams is None else tree.leaves(hparams)
-        point = self.problem.linearise(self.layout.views(z), lam, batch)
+        point = self.problem.linearise(self.layout.views(z), lam, batch, looping=True)
         self.reached |= point.reached
         return point
 

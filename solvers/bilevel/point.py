@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,16 +41,17 @@ class Point:
             raise self._diverged(operator, b)
         return result
 
-    def check(self, outer: OuterGradients) -> tuple[Tensor, Tensor]:
-        """Return ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
-        gap, steepness, when = self.stationarity.length(), tree.norm(outer.params), "where training ended"
-        if not bool(torch.isfinite(torch.stack([outer.value, steepness, gap])).all()):
+    def check(self, outer: OuterGradients) -> tuple[float, float, float]:
+        """Return f, ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
+        loss, gap, steepness = numbers(outer.value, self.stationarity.length(), tree.norm(outer.params))
+        when = "where training ended"
+        if not (math.isfinite(loss) and math.isfinite(gap) and math.isfinite(steepness)):
             check_finite("the outer loss", {"f": outer.value}, when=when)
             views = self.stationarity.layout.views(self.stationarity.residual())
             check_finite("the inner gradient of params", views, when=when)
             check_finite("the outer gradient of params", outer.params, when=when)
         check_finite("the outer gradient of hparams", outer.hparams, when=when)
-        return gap, steepness
+        return loss, gap, steepness
 
     def check_solution(self, result: LinearResult, b: Tensor, *, finite: bool) -> None:
         """Raise where a solve of a finite system met NaN or infinity; ``finite`` says that its value has none."""
@@ -94,6 +96,14 @@ class Point:
             return Operator.of(fresh, self.damping)
 
         return redraw
+
+
+def numbers(*scalars: Tensor) -> list[float]:
+    """Return the values of 0-d tensors with one look at the device."""
+    if scalars[0].device.type == "cpu":  # nothing to wait for: a stack costs more than the looks
+        return [float(scalar) for scalar in scalars]
+    found: list[float] = torch.stack(scalars).tolist()
+    return found
 
 
 def _non_finite_product(name: str | None) -> NonFiniteError:

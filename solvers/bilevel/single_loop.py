@@ -6,11 +6,12 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, final
 
 from torch import Tensor
 
-from hypergrad import guards, tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import Algorithm, Hypergradient, Report, Stopwatch, check_finite, check_reached, replayed
 from hypergrad.errors import UnsupportedError
 from hypergrad.linear import Status
@@ -94,6 +95,10 @@ class SingleLoop(Algorithm[S]):
         """Refuse settings out of range."""
         check_counts(self, "iterations", "adjoint_iterations")
 
+    @cached_property
+    def _text(self) -> str:
+        return repr(self)
+
     @abstractmethod
     def _start(self, params: Tree, hparams: Tree) -> S:
         """Return the state before the first iteration."""
@@ -129,19 +134,20 @@ class SingleLoop(Algorithm[S]):
         """Make the iterations of one step and return the last direction for λ."""
         device = tree.device_of(state.params)
         watch, first = Stopwatch(device), state.steps == 0
-        with guards.pinned_rng(device):
+        with guards.pinned_rng(device), evaluation.held():
             oracles = Oracles(problem, state.params, tree.attached(hparams))
             value, grads, state = self._iterate(oracles, state)
             for _ in range(self.iterations - 1):
                 value, grads, state = self._iterate(oracles, state)
         if first:
             check_reached(hparams, oracles.reached, advice=UNREACHED)
-        check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
-        check_finite("params", state.params, when=f"after iteration {state.made}")
-        check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
-        curvature = float(oracles.curvature)
+        if not tree.is_finite([value, *state.params.values(), *grads.values()]):
+            check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
+            check_finite("params", state.params, when=f"after iteration {state.made}")
+            check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
+        curvature = oracles.curvature()
         report = Report(
-            algorithm=repr(self),
+            algorithm=self._text,
             status=str(Status.COMPLETED),
             outer_loss=float(value),
             negative_curvature=curvature < 0,
