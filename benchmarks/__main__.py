@@ -46,15 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = line.parse_args(arguments)
     if given.command == "run" and given.device == "cuda" and not torch.cuda.is_available():
         line.error("--device cuda, but torch sees no CUDA device: leave --device out to measure on the CPU")
+    status = 0
     try:
         if given.command == "run":
             _run(given)
     except KeyboardInterrupt:
+        status = INTERRUPTED
         print(f"interrupted: what was measured is in {given.out}", file=sys.stderr)
-        return INTERRUPTED
     finally:
-        print(write_results(given.out))
-    return 0
+        if given.command == "results" or any((given.out / f"{name}.json").is_file() for name in SHEETS):
+            print(write_results(given.out))
+    return status
 
 
 def _run(given: argparse.Namespace) -> None:

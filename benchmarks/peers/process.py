@@ -76,6 +76,7 @@ class Process:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self.timeout):
                 self._process.kill()
+                self._process.wait()
                 raise PeerError(f"no answer within {self.timeout:.0f} s")
         text = self._process.stdout.readline()
         if not text:
