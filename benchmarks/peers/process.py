@@ -88,6 +88,8 @@ class Process:
 
     def _end(self) -> str:
         status = self._process.wait()
+        if self._noise.closed:
+            return f"ended with status {status}: closed"
         self._noise.seek(0)
         lines = [line.strip() for line in self._noise.read().splitlines() if line.strip()]
         return f"ended with status {status}: {lines[-1][:200] if lines else 'without a word'}"
