@@ -169,15 +169,22 @@ class Row:
         self._ask("forget")
 
 
-def take_turns(rows: list[Row], repeats: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+def take_turns(
+    rows: list[Row], repeats: int, *, warm: bool = True
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Run every row once to warm up, then ``repeats`` times in turn, each round from another row on.
+
+    Args:
+        rows: prepared.
+        repeats: rounds that are measured.
+        warm: whether there is a first round that is not.
 
     Returns:
         The measurements of each row that answered every time, and the reason of each that did not.
     """
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     reasons: dict[str, str] = {}
-    for turn in range(-1, repeats):
+    for turn in range(-1 if warm else 0, repeats):
         shift = max(turn, 0) % max(len(rows), 1)
         for row in rows[shift:] + rows[:shift]:
             if row.name in reasons:

@@ -268,6 +268,7 @@ def measure(
     base: str,
     compare: bool = True,
     memory: bool = True,
+    repeats: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return time, spread, memory and error of all rows, relative to one of them.
 
@@ -279,9 +280,10 @@ def measure(
         base: name of the row that ratios are taken to.
         compare: whether to measure how far answers are from that row's.
         memory: whether to measure peaks.
+        repeats: rounds that are measured, by default the options'.
     """
     with saved(arrays) as data, started(methods, problem, data, processes) as (rows, reasons):
-        runs, failed = take_turns(list(rows.values()), processes.options.repeats)
+        runs, failed = take_turns(list(rows.values()), repeats or processes.options.repeats)
         found: dict[str, dict[str, Any]] = {name: {"reason": reason} for name, reason in {**reasons, **failed}.items()}
         if base not in runs:
             return found
