@@ -17,7 +17,7 @@ from hypergrad.algorithm import Cost
 from hypergrad.data import Fixed, Partitioned, Sampler
 from hypergrad.errors import InputError
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.compiled import Compiled, one_point, several_moves
+from hypergrad.solvers.bilevel.compiled_oracles import Compiled, one_point, several_moves
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Layout, Tree
 
