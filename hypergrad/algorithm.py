@@ -18,6 +18,7 @@ from torch import Tensor
 from hypergrad import guards, tree
 from hypergrad.errors import (
     ActiveSetWarning,
+    CompileWarning,
     ConvergenceWarning,
     CurvatureWarning,
     HypergradWarning,
@@ -48,6 +49,7 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "custom": CurvatureWarning,
     "leftover": LeftoverWarning,
     "restart": RestartWarning,
+    "compile": CompileWarning,
 }
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "streams", "version"),
-    ("factories", "settings", "shortage"),
+    ("factories", "memo", "settings", "shortage"),
     ("evaluation", "outer_schedules", "schedules", "splits"),
     ("tree", "data", "domains", "loaders"),
     ("accumulated", "projections"),
