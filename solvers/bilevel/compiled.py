@@ -18,6 +18,7 @@ from hypergrad.errors import UnsupportedError
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import Problem
 from hypergrad.shortage import is_shortage
+from hypergrad.solvers.bilevel.compiled_probe import Place, Reference, drew, flat
 from hypergrad.solvers.bilevel.compiler import Compiled, Compiler
 from hypergrad.solvers.bilevel.hypergradient_graph import CGGraph, Losses, NeumannGraph, graph
 from hypergrad.solvers.linear.cg import CG
@@ -29,20 +30,6 @@ from hypergrad.tree import Layout, Tree
 WHOLE, BLOCK = 20, 10
 """Most products in one graph, and products in each block of a longer solve."""
 Reached = Callable[[frozenset[str]], None]
-
-
-@final
-@dataclass(frozen=True)
-class Place:
-    """Where a hypergradient is taken, and what the algorithm remembers."""
-
-    problem: Problem
-    params: Tree
-    hparams: Tree
-    batch: Any
-    outer_batch: Any
-    start: Tensor | None
-    memory: Memory
 
 
 @final
@@ -95,6 +82,7 @@ class Program:
 
     Attributes:
         refused: why it is not used (any more), or ``None``.
+        doubt: why it is not to be used, if the eager hypergradient at the last place was found without an error.
         random: whether the objectives draw random numbers, as far as is known.
     """
 
@@ -108,6 +96,7 @@ class Program:
         self._numbers: dict[str, tuple[float, Tensor]] = {}
         self._probes, self._mixed, self._reach_known = settings.probes, 1, False
         self.refused: str | None = None
+        self.doubt: str | None = None
         self.random = True
 
     @classmethod
@@ -125,7 +114,7 @@ class Program:
         """Return a block that puts random numbers back, where any may be drawn."""
         return guards.pinned_rng(self.device) if training or self.random else nullcontext()
 
-    def solve(self, place: Place, linear: Neumann | CG, damping: float, reached: Reached | None) -> Solved | None:
+    def solve(self, place: Place, linear: LinearSolver, damping: float, reached: Reached | None) -> Solved | None:
         """Return the hypergradient, or ``None`` where it has to be found eagerly: for good if there is a reason.
 
         Args:
@@ -134,6 +123,7 @@ class Program:
             damping: added to the Hessian.
             reached: called with the hyperparameters that an objective uses, at the first hypergradient of a run.
         """
+        assert isinstance(linear, Neumann | CG)
         if isinstance(place.outer_batch, Batches):
             raise UnsupportedError(
                 passed="several outer batches as one (Accumulated, Batches) with compile=",
@@ -143,41 +133,42 @@ class Program:
         reference = None
         draws = guards.Draws.capture(self.device, torch_only=True)
         if self._probes or (reached is not None and not self._reach_known):
-            reference = _Reference(place, damping, draws)
+            reference = Reference(place, damping, draws)
             self._mixed = int(bool(reference.stationarity.reached))
             if reached is not None:
                 reached(reference.reached)
                 self._reach_known = True
-        before = self._compiler.count
+        ready, before = self._prepared(place, linear, damping), self._compiler.count
         try:
-            answer, ready = self._computed(place, linear, damping, first=reference is not None)
+            answer = self._computed(place, ready, first=reference is not None)
         except Exception as error:
             if is_shortage(error):
                 raise
             self.refused = f"it failed ({_said(error)})"
             draws.restore()
             return None
-        if self._probes or self._compiler.count > before:
+        solved = self._read(answer, ready, linear)
+        if self._compiler.count > before:
+            self._probes = self.settings.probes
+        if solved is not None and self._probes:
             self.refused = self._examined(answer, place, damping, draws, reference)
-            draws.restore()  # this call may stand in no pinned block, and eager code may follow
-            if self.refused is not None:
-                return None
-            self._probes = max(0, self._probes - 1)
-        return self._read(answer, ready, linear)
+            self._probes -= 1
+        if self._compiler.count > before or solved is None:
+            draws.restore()  # there may be no pinned block around, and eager code may follow
+        return None if self.refused is not None else solved
 
     def _examined(
-        self, answer: Any, place: Place, damping: float, draws: guards.Draws, reference: _Reference | None
+        self, answer: Any, place: Place, damping: float, draws: guards.Draws, reference: Reference | None
     ) -> str | None:
         """Return what is wrong with an answer, compared with eager products at the same point."""
-        self.random = _drew(draws, self.device)
+        self.random = drew(draws, self.device)
         if self.random and self._count > WHOLE:
             return f"it draws random numbers and makes more than {WHOLE} products, in graphs that would draw their own"
-        reference = reference or _Reference(place, damping, draws)
-        return reference.compare(answer, self.settings.limit(tree.detached(place.params)[next(iter(place.params))].dtype))
+        reference = reference or Reference(place, damping, draws)
+        return reference.compare(answer, self.settings.limit(answer["value"].dtype))
 
-    def _computed(self, place: Place, linear: Neumann | CG, damping: float, *, first: bool) -> tuple[Any, _Ready]:
+    def _computed(self, place: Place, ready: _Ready, *, first: bool) -> Any:
         """Run the compiled code."""
-        ready = self._prepared(place, linear, damping)
         params, hparams = tree.detached(place.params), tree.detached(place.hparams)
         ready.started = int(place.start is not None)
         layout = None if place.start is None and ready.vector is None else Layout.of(params)
@@ -192,7 +183,7 @@ class Program:
                 answer = self._in_blocks(inputs)
         if self.settings.cuda_graphs:  # the next replay writes where this answer lies
             answer = torch.utils._pytree.tree_map_only(Tensor, torch.clone, answer)
-        return answer, ready
+        return answer
 
     def _in_blocks(self, inputs: tuple[Any, ...]) -> Any:
         carry, left = None, self._count
@@ -227,9 +218,9 @@ class Program:
         if preconditioner is None or (place.problem.penalty is None and not damping):
             return _Ready(numbers, memory=place.memory)
         assert isinstance(preconditioner, PenaltyDiagonal)
-        age, curvature = place.memory.get("solves", 0), place.memory.get("mean_curvature")
-        ready = _Ready(numbers, memory={"solves": age + 1, "mean_curvature": curvature})
-        if curvature is None or age % preconditioner.refresh == 0:
+        age, known = place.memory.get("solves", 0), place.memory.get("mean_curvature")
+        ready = _Ready(numbers, memory={"solves": age + 1, "mean_curvature": known})
+        if known is None or age % preconditioner.refresh == 0:
             operator = _operator(place, damping)
             memory = preconditioner.build(operator, place.memory)[1]
             ready = _Ready(numbers, None, memory, operator.products, linearised=2)
@@ -247,20 +238,24 @@ class Program:
     def _read(self, answer: Any, ready: _Ready, linear: Neumann | CG) -> Solved | None:
         """Return what the code found, ``None`` for what only the eager path can name; one look at the device."""
         numbers: list[float] = answer["numbers"].tolist()
-        if not math.isfinite(sum(numbers)) or not numbers[6]:
+        self.doubt = None
+        if not math.isfinite(sum(numbers)):
+            self.doubt = "it met NaN or infinity where the eager one does not"
+        if self.doubt is not None or not numbers[6]:
             return None
         value: Any = answer["solution"]
         memory = ready.memory
         if isinstance(linear, Neumann):
             status, residual, bent, products = _neumann_told(numbers[6:], linear.terms, answer["numbers"].dtype)
             if status is Status.DIVERGED:
+                self.doubt = "it diverged where the eager one does not"
                 return None
             if answer["vector"] is not None:
-                memory = {"top_vector": _flat(answer["vector"])}
+                memory = {"top_vector": flat(answer["vector"])}
         else:
             status, residual, bent, products = _cg_told(numbers[6:])
             products += ready.started
-            value = _flat(value)
+            value = flat(value)
         result = LinearResult(value, status, residual, products + ready.products, bent, memory)
         return Solved(answer["grads"], answer["value"], numbers[:4], result, ready.linearised, self._mixed)
 
@@ -280,45 +275,9 @@ class _Ready:
         self.products, self.linearised, self.started = products, linearised, 0
 
 
-class _Reference:
-    """The eager gradients at a point, to compare with."""
-
-    def __init__(self, place: Place, damping: float, draws: guards.Draws) -> None:
-        """Evaluate both objectives with the random numbers from ``draws`` on."""
-        with guards.again(draws):
-            self.outer = place.problem.outer_gradients(place.params, place.hparams, place.outer_batch)
-            self.stationarity = place.problem.linearise(place.params, place.hparams, place.batch)
-        self.operator = Operator.of(self.stationarity, damping)
-        self.reached = self.stationarity.reached | set(self.outer.hparams)
-
-    def compare(self, answer: Any, limit: float) -> str | None:
-        """Return in words what differs by more than ``limit``, relative to the terms it is made of."""
-        layout, flat = self.stationarity.layout, _flat
-        b, solved, rest = layout.flatten(self.outer.params), flat(answer["solved"]), flat(answer["rest"])
-        image = self.operator(solved)
-        direct = {key: self.outer.hparams.get(key, torch.zeros_like(grad)) for key, grad in answer["grads"].items()}
-        mixed = self.stationarity.cross(flat(answer["solution"]), last=True)
-        found = {key: slope - answer["grads"][key] for key, slope in answer["direct"].items()}
-        size, far = tree.norm(self.outer.params), tree.norm(tree.detached(self.stationarity.params))
-        pairs = {
-            "outer loss": (self.outer.value - answer["value"], self.outer.value.abs() + size * far),
-            "outer gradient": (b - flat(answer["b"]), size),
-            "outer gradient in hparams": (_gap(direct, answer["direct"]), tree.norm(direct) + tree.norm(mixed)),
-            "product": (image - (flat(answer["b"]) - rest), size + torch.linalg.vector_norm(image)),
-            "mixed product": (_gap(mixed, found), tree.norm(mixed) + tree.norm(direct)),
-        }
-        for what, (gap, scale) in pairs.items():
-            error, scale = float(torch.linalg.vector_norm(gap)), float(scale)
-            if not error <= limit * scale:
-                return (
-                    f"its {what} differs from the eager one by {error / scale if scale else error:.2g}, and at most "
-                    f"{limit:g} of it is rounding"
-                )
-        return None
-
-
 def _operator(place: Place, damping: float) -> Operator:
-    return Operator.of(place.problem.linearise(place.params, place.hparams, place.batch), damping)
+    with guards.again(guards.Draws.capture(tree.device_of(place.params), torch_only=True)):
+        return Operator.of(place.problem.linearise(place.params, place.hparams, place.batch), damping)
 
 
 def _over(carry: dict[str, Tensor]) -> Tensor:
@@ -336,21 +295,6 @@ def _cg_told(told: list[float]) -> tuple[Status, float, bool, int]:
     size, length, least, made, target, bent = told
     stopped = Status.NEGATIVE_CURVATURE if bent else Status.MAX_STEPS
     return Status.CONVERGED if length <= target else stopped, least / size, bool(bent), int(made)
-
-
-def _flat(parts: Tree) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts.values()])
-
-
-def _gap(left: Tree, right: Tree) -> Tensor:
-    return torch.cat([(value - right[key]).reshape(-1) for key, value in left.items()])
-
-
-def _drew(draws: guards.Draws, device: torch.device) -> bool:
-    """Return whether random numbers were drawn since then."""
-    if not torch.equal(draws.cpu, torch.get_rng_state()):
-        return True
-    return draws.accelerator is not None and not torch.equal(draws.accelerator, torch.cuda.get_rng_state(device))
 
 
 def _quiet() -> AbstractContextManager[Any]:

@@ -52,6 +52,12 @@ def length(tree: Tree) -> Tensor:
     return dot(tree, tree).sqrt()
 
 
+def _vjp(function: Callable[[Tree, Tree], Tree], params: Tree, hparams: Tree) -> tuple[Tree, Any]:
+    """Return the function's value and its vector-Jacobian product."""
+    found: Any = torch.func.vjp(function, params, hparams)
+    return found[0], found[1]
+
+
 class System:
     """H q = b inside a graph: products with H, the diagonal that is known of it, and the mixed product.
 
@@ -64,12 +70,14 @@ class System:
         def gradient(loss: Loss) -> Callable[[Tree, Tree], Tree]:
             return lambda params, hparams: torch.func.grad(lambda p: loss(p, hparams, batch))(params)
 
-        self.residual, self._pull = torch.func.vjp(gradient(losses.inner), params, hparams)
+        self.residual: Tree
+        self._pull: Any
+        self.residual, self._pull = _vjp(gradient(losses.inner), params, hparams)
         self.diagonal: Tree | None = None
         self._pull_penalty: Any = None
         damping = numbers.get("damping")
         if losses.penalty is not None:
-            shrinkage, self._pull_penalty = torch.func.vjp(gradient(losses.penalty), params, hparams)
+            shrinkage, self._pull_penalty = _vjp(gradient(losses.penalty), params, hparams)
             self.residual = {key: value + shrinkage[key] for key, value in self.residual.items()}
             self.diagonal = self._pull_penalty({key: torch.ones_like(value) for key, value in params.items()})[0]
         if damping is not None:
@@ -149,8 +157,17 @@ class CGGraph:
         size, now = length(b), length(r)
         zero = torch.zeros_like(size)
         return {
-            **{"b": b, "x": x, "r": r, "p": z, "rz": dot(r, z), "best": x},
-            **{"size": size, "length": now, "least": now, "bent": zero > 0, "made": zero},
+            "b": b,
+            "x": x,
+            "r": r,
+            "p": z,
+            "rz": dot(r, z),
+            "best": x,
+            "size": size,
+            "length": now,
+            "least": now,
+            "bent": zero > 0,
+            "made": zero,
             "target": torch.maximum(numbers["rtol"] * size, numbers["atol"]),
         }
 
@@ -208,9 +225,9 @@ def graph(losses: Losses, method: Method, count: int, *, last: bool) -> Any:
         device = next(iter(params.values())).device.type
         with torch.autocast(device, enabled=False), sdpa_kernel(SDPBackend.MATH):
             if carry is None:
-                slopes, value = torch.func.grad_and_value(
-                    lambda p, h: losses.outer(p, h, outer_batch), argnums=(0, 1)
-                )(params, hparams)
+                slopes, value = torch.func.grad_and_value(lambda p, h: losses.outer(p, h, outer_batch), argnums=(0, 1))(
+                    params, hparams
+                )
                 outer = {"value": value, "hparams": slopes[1]}
             else:
                 outer = carry["outer"]
@@ -234,7 +251,13 @@ def _ended(system: System, method: Method, carry: Carry, outer: Answer, params: 
     scales = [outer["value"], reach, length(system.residual), slope, length(outer["hparams"]), length(grads)]
     solved, rest = method.checked(carry)
     return {
-        **{"value": outer["value"], "grads": grads, "direct": outer["hparams"], "b": carry["b"]},
-        **{"solution": q, "solved": solved, "rest": rest, "vector": carry.get("vector")},
+        "value": outer["value"],
+        "grads": grads,
+        "direct": outer["hparams"],
+        "b": carry["b"],
+        "solution": q,
+        "solved": solved,
+        "rest": rest,
+        "vector": carry.get("vector"),
         "numbers": torch.stack([*scales, *told]),
     }

@@ -28,13 +28,17 @@ from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
-from hypergrad.solvers.bilevel.compiled import Place, Program, check_compiled, check_problem
+from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem
+from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
+
+PLAIN = Compiled()
+"""What ``compile=True`` stands for."""
 
 
 @final
@@ -218,7 +222,7 @@ class Implicit(Algorithm[ImplicitState]):
 
     @property
     def _compiler(self) -> Compiled:
-        return self.compile if isinstance(self.compile, Compiled) else Compiled()
+        return self.compile if isinstance(self.compile, Compiled) else PLAIN
 
     def _compiled_step(
         self, problem: Problem, state: ImplicitState, hparams: Tree
@@ -240,10 +244,12 @@ class Implicit(Algorithm[ImplicitState]):
                 plain = dataclasses.replace(self, compile=False, inner=None)
                 again = problem.with_batches(batch, outer_batch)
                 found, after = plain.step(again, dataclasses.replace(state, params=params), hparams)
+                program.refused = program.refused or program.doubt
                 report = dataclasses.replace(found.report, cost=cost + found.report.cost, seconds=watch.seconds())
                 return self._excused(program, dataclasses.replace(found, report=report), after)
         result = solved.result
-        cost += Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
+        made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
+        cost = made if self.inner is None else cost + made
         report = self._report(solved.scales, result, [], cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
