@@ -119,8 +119,9 @@ class Oracles:
         self._looked: list[Tensor] = []
         self.compiled: Compiled | None = None
         if compile:
-            found = problem.compiled.get("single loop")
-            self.compiled = problem.compiled.setdefault("single loop", Compiled(problem)) if found is None else found
+            self.compiled = problem.memo.get("single loop")
+            if self.compiled is None:
+                self.compiled = problem.memo["single loop"] = Compiled(problem)
 
     def slope(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g on a batch; one inner gradient."""
