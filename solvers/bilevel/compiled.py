@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -82,10 +83,11 @@ class Compiled:
             return expected
         function = torch.compile(make(), fullgraph=True, dynamic=False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what the compiler remarks about itself
                 found = function(*arguments)
         except Exception as error:  # whatever the compiler raises is its own
-            text = next(iter(str(error).splitlines()), type(error).__name__)
+            text = " ".join(str(error).split())
             return self._give_up(f"the objectives cannot be compiled ({type(error).__name__}: {text[:200]})", expected)
         fault = differing(found, expected, sizes)
         if fault:
