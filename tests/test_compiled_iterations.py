@@ -87,7 +87,8 @@ def test_what_the_compiler_cannot_take_runs_eagerly_with_the_reason() -> None:
 
     def outer(params: Tree, hparams: Tree, batch: tuple[Tensor, ...]) -> Tensor:
         print(end="")  # what a graph cannot hold
-        return case.problem.outer(params, hparams, batch) * float(params["w"].detach().numpy().shape[0] / 5)
+        value: Tensor = case.problem.outer(params, hparams, batch) * float(params["w"].detach().numpy().shape[0] / 5)
+        return value
 
     problem = dataclasses.replace(case.problem, outer=outer)
     algorithm = hg.SOBA(step_size=0.1, compile=True)
@@ -102,7 +103,8 @@ def test_buffers_of_modules_are_left_alone() -> None:
     case = finite_sum()
 
     def outer(params: Tree, hparams: Tree, batch: tuple[Tensor, ...]) -> Tensor:
-        return layer(params["w"][:, None]).square().sum() + case.problem.outer(params, hparams, batch)
+        value: Tensor = layer(params["w"][:, None]).square().sum() + case.problem.outer(params, hparams, batch)
+        return value
 
     problem, before = dataclasses.replace(case.problem, outer=outer), layer.running_mean
     assert before is not None

@@ -52,7 +52,7 @@ def run(options: Options) -> dict[str, Any]:
         costs(sheet, processes, quadratic(6 if smoke else 100, **large), logistic(**sizes))
     task = Task("quadratic", quadratic(4 if smoke else 30, **small))
     case = f"quadratic, p = 30, n = {SMALL['n']}"
-    settings = race(sheet, case, task, *((0.02, 0.02) if smoke else (0.4, 4.0)), None)
+    settings = race(sheet, case, task, *((0.02, 0.02) if smoke else (0.3, 3.5)), None)
     best = {name: sheet.value(case, name, "reached") for name in settings}
     for name in ("SABA", "SRBA"):
         sheet.claim(f"p = 30: ‖∇F‖² that {name} reaches", best[name], 1e-9)
@@ -110,11 +110,11 @@ def accurate(sheet: Sheet, task: Task) -> None:
     ours = curve.first("gap", 1e-5)
     name = "L-BFGS-B, Newton, Dense"
     sheet.add(case, {name: {**entry(curve), "gap_hit": ours}}, best_value=best)
-    budget = 0.02 if smoke else min(max(1.5 * (ours or curve.cpu[-1]), 1.0), 4.0)
+    budget = 0.02 if smoke else min(max(1.5 * (ours or curve.cpu[-1]), 1.0), 3.0)
     first: list[float] = []
     found = recipes(task.batches)
     for method in list(found)[:2] if smoke else found:
-        setting = tune(task, found[method], 0.02 if smoke else 0.2)
+        setting = tune(task, found[method], 0.02 if smoke else 0.15)
         stochastic = follow(task, found[method], *setting, budget)
         hit = stochastic.first("gap", 1e-5)
         first += [] if hit is None else [hit]
