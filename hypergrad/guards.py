@@ -177,15 +177,15 @@ class _MathAttention:
             cuda.cudnn_sdp_enabled(),
             cuda.math_sdp_enabled(),
         )
-        self._enable(flash=False, efficient=False, cudnn=False, math=True)
+        self._enable((False, False, False, True))
 
     def __exit__(self, *failure: object) -> None:
-        flash, efficient, cudnn, math = self.before
-        self._enable(flash=flash, efficient=efficient, cudnn=cudnn, math=math)
+        self._enable(self.before)
 
     @staticmethod
-    def _enable(*, flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
+    def _enable(kernels: tuple[bool, bool, bool, bool]) -> None:
         cuda = torch.backends.cuda
+        flash, efficient, cudnn, math = kernels
         cuda.enable_flash_sdp(flash)
         cuda.enable_mem_efficient_sdp(efficient)
         cuda.enable_cudnn_sdp(cudnn)
