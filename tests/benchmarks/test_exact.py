@@ -11,6 +11,7 @@ from benchmarks.exact import (
     Exact,
     Softmax,
     convnet,
+    derivatives,
     extremes,
     logistic,
     made_up,
@@ -57,7 +58,7 @@ def test_features_that_are_nowhere_are_left_out_of_the_factorisation() -> None:
 def test_a_hypergradient_of_softmax_regression_meets_central_differences(softmax: Softmax, kind: str) -> None:
     exact = logistic("made up", kind)
     logs = exact.arrays["hparams.weight"]
-    direction = np.random.default_rng(5).standard_normal(logs.shape)
+    direction = np.asarray(np.random.default_rng(5).standard_normal(logs.shape))
 
     def outer(amount: float) -> float:
         theta, _ = optimum(softmax, logs + amount * direction)
@@ -84,7 +85,7 @@ def test_ridge_meets_its_optimum_and_central_differences() -> None:
     (gradient,) = torch.autograd.grad(problem.inner({"weight": theta}, problem.hparams), theta)
     assert gradient.abs().max() < 1e-14
     x, y = exact.arrays["x"], exact.arrays["y"]
-    direction = np.random.default_rng(5).standard_normal(exact.arrays["hparams.weight"].shape)
+    direction = np.asarray(np.random.default_rng(5).standard_normal(exact.arrays["hparams.weight"].shape))
 
     def outer(amount: float) -> float:
         logs = exact.arrays["hparams.weight"] + amount * direction
