@@ -122,6 +122,7 @@ if TYPE_CHECKING:
     from hypergrad.solvers.bilevel import BSVRBv1 as BSVRBv1
     from hypergrad.solvers.bilevel import BSVRBv2 as BSVRBv2
     from hypergrad.solvers.bilevel import Choice as Choice
+    from hypergrad.solvers.bilevel import Compiled as Compiled
     from hypergrad.solvers.bilevel import Direct as Direct
     from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
     from hypergrad.solvers.bilevel import Forecast as Forecast

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError
-from hypergrad.tree import Layout, Tree, Versions, changed_in_place, dense
+from hypergrad.tree import Layout, Tree, dense
 from hypergrad.tree import norm as tree_norm
+from hypergrad.versions import Versions, changed_in_place
 
 
 def pushforward(outputs: Tree, inputs: Tree, tangents: Mapping[str, Tensor]) -> Tree:

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "lazy", "streams", "version"),
-    ("factories", "settings", "shortage"),
-    ("backward", "evaluation", "outer_schedules", "schedules", "splits"),
+    ("factories", "memo", "settings", "shortage"),
+    ("backward", "evaluation", "outer_schedules", "schedules", "splits", "versions"),
     ("tree", "data", "domains", "loaders"),
     ("accumulated", "projections"),
     ("guards", "objective", "outside", "stationarity"),

@@ -76,6 +76,7 @@ class Process:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self.timeout):
                 self._process.kill()
+                self._process.wait()
                 raise PeerError(f"no answer within {self.timeout:.0f} s")
         text = self._process.stdout.readline()
         if not text:
@@ -87,6 +88,8 @@ class Process:
 
     def _end(self) -> str:
         status = self._process.wait()
+        if self._noise.closed:
+            return f"ended with status {status}: closed"
         self._noise.seek(0)
         lines = [line.strip() for line in self._noise.read().splitlines() if line.strip()]
         return f"ended with status {status}: {lines[-1][:200] if lines else 'without a word'}"

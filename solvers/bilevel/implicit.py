@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self, final
 
 import torch
@@ -28,11 +28,17 @@ from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
+from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem
+from hypergrad.solvers.bilevel.compiled_probe import Place
+from hypergrad.solvers.bilevel.compiler import Compiled
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
+
+PLAIN = Compiled()
+"""What ``compile=True`` stands for."""
 
 
 @final
@@ -103,6 +109,7 @@ class Implicit(Algorithm[ImplicitState]):
     inner: InnerSolver | None = None
     damping: float = 0.0
     stationarity: float = 0.01
+    compile: bool | Compiled = False
     order = 2
     cost = "training + 1 inner gradient + 1 outer gradient + linear solve + 1 product"
     needs = "an inner optimum (∇g = 0) and a regular Hessian there"
@@ -126,6 +133,10 @@ class Implicit(Algorithm[ImplicitState]):
         check_kind(self, "linear", LinearSolver, "pass one of hypergrad's, such as hypergrad.CG()")
         check_kind(self, "inner", InnerSolver, "pass hypergrad.LBFGS(), or your own: hypergrad.Training(train)")
         check_numbers(self, "damping", "stationarity", least=0)
+        if not isinstance(self.compile, bool):
+            check_kind(self, "compile", Compiled, "pass True, False or hypergrad.Compiled() with settings")
+        if self.compile:
+            check_compiled(self.linear)
 
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return training's passes, one gradient of each objective, the solve's products and one."""
@@ -136,6 +147,9 @@ class Implicit(Algorithm[ImplicitState]):
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> ImplicitState:
         """Check the inputs and start at ``params``."""
         params, hparams = problem.check_inputs(params, hparams)
+        if self.compile:
+            check_problem(problem)
+            self._compiler.check_device(tree.device_of(params))
         return ImplicitState(tree.detached(params))
 
     def response(self, problem: Problem, state: ImplicitState, hparams: Tree) -> Tree:
@@ -173,6 +187,8 @@ class Implicit(Algorithm[ImplicitState]):
 
     def step(self, problem: Problem, state: ImplicitState, hparams: Tree) -> tuple[Hypergradient, ImplicitState]:
         """Train, solve, and return the hypergradient."""
+        if self.compile and not is_known(problem):
+            return self._compiled_step(problem, state, hparams)
         device = tree.device_of(state.params)
         watch = Stopwatch(device)
         with guards.pinned_rng(device):
@@ -204,11 +220,67 @@ class Implicit(Algorithm[ImplicitState]):
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
 
+    @property
+    def _compiler(self) -> Compiled:
+        return self.compile if isinstance(self.compile, Compiled) else PLAIN
+
+    def _compiled_step(
+        self, problem: Problem, state: ImplicitState, hparams: Tree
+    ) -> tuple[Hypergradient, ImplicitState]:
+        """Do as :meth:`step` does with compiled code, or eagerly where there is none."""
+        device = tree.device_of(state.params)
+        watch = Stopwatch(device)
+        program = Program.of(problem, self.linear, self._compiler, device)
+        if program.refused is not None:
+            plain = dataclasses.replace(self, compile=False)
+            return self._excused(program, *plain.step(problem, state, hparams))
+        reached = partial(self._check_reached, hparams) if state.steps == 0 else None
+        with program.pinned(training=self.inner is not None):
+            params, cost = self.trained(problem, state, hparams)
+            outer_batch, batch = problem.draw_outer(), problem.draw_inner()
+            place = Place(problem, params, hparams, batch, outer_batch, state.solution, state.memory)
+            solved = program.solve(place, self.linear, self.damping, reached)
+            if solved is None:
+                plain = dataclasses.replace(self, compile=False, inner=None)
+                again = problem.with_batches(batch, outer_batch)
+                found, after = plain.step(again, dataclasses.replace(state, params=params), hparams)
+                program.refused = program.refused or program.doubt
+                report = dataclasses.replace(found.report, cost=cost + found.report.cost, seconds=watch.seconds())
+                return self._excused(program, dataclasses.replace(found, report=report), after)
+        result = solved.result
+        made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
+        cost = made if self.inner is None else cost + made
+        report = self._report(solved.scales, result, [], cost, watch)
+        following = ImplicitState(
+            params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
+        )
+        return Hypergradient(solved.grads, params, solved.value, report), following
+
+    def _excused(
+        self, program: Program, found: Hypergradient, state: ImplicitState
+    ) -> tuple[Hypergradient, ImplicitState]:
+        """Say in the report of an eager hypergradient why it was not compiled."""
+        notes = dict(found.report.notes)
+        if program.refused is not None:
+            notes["compile"] = (
+                f"this hypergradient is computed eagerly, and so are those to come of this problem: compiled, "
+                f"{program.refused}; leave compile out, or write the objectives so that torch.compile takes them "
+                "whole (fullgraph=True) with a C++ compiler at hand"
+            )
+        report = dataclasses.replace(found.report, algorithm=repr(self), notes=notes)
+        return dataclasses.replace(found, report=report), state
+
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ* = response(λ) as θ* + S(∇_θ g(θ*, λ)), where S is 0 forwards and −H⁻¹ backwards.
 
         The gradient's graph is ordinary autograd, so hyperparameters that a closure hides are found as well.
         """
+        if self.compile:
+            raise UnsupportedError(
+                passed=f"{self!r} for a backward pass (differentiable, solve, attach)",
+                expected="an algorithm that runs eagerly: autograd asks it for products one at a time",
+                do="leave compile out here, or call hypergrad.hypergradient or a Run",
+            )
         params, _ = problem.check_inputs(params, tree.detached(hparams))
         device = tree.device_of(params)
         if problem.response_vjp is not None:

@@ -14,7 +14,6 @@ from hypergrad.solvers.bilevel.oracles import Oracles
 from hypergrad.solvers.bilevel.single_loop import AdjointState, SingleLoop
 from hypergrad.tree import Layout, Tree
 
-
 CHUNK = 4
 """Iterations in one compiled graph."""
 

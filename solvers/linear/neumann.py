@@ -85,9 +85,9 @@ class Neumann(LinearSolver):
         noise = 100 * torch.finfo(x.dtype).eps * total
         return LinearResult(
             value=x.mul_(step),
-            status=_status(lengths_seen),
+            status=status_of(lengths_seen),
             residual=lengths_seen[-1] / lengths_seen[0],
-            negative_curvature=_grows(lengths_seen, noise, operator.symmetric),
+            negative_curvature=grows(lengths_seen, noise, operator.symmetric),
             products=operator.products - made,
             memory=memory,
         )
@@ -101,7 +101,7 @@ class Neumann(LinearSolver):
         return 1 / curvature if curvature > 0 else 1.0, {"top_vector": vector}
 
 
-def _status(lengths: list[float]) -> Status:
+def status_of(lengths: list[float]) -> Status:
     """Judge by the lengths of the first and the last two terms."""
     start, last = lengths[0], lengths[-1]
     if not math.isfinite(start):
@@ -109,7 +109,7 @@ def _status(lengths: list[float]) -> Status:
     return Status.TRUNCATED if last <= 10 * start else Status.DIVERGED
 
 
-def _grows(lengths: list[float], noise: float, symmetric: bool) -> bool:
+def grows(lengths: list[float], noise: float, symmetric: bool) -> bool:
     """Return whether the terms grow; those below ``noise`` are rounding errors."""
     # on a symmetric matrix every term of a convergent series is shorter than the one before
     limit = min(lengths[:-1]) if symmetric and len(lengths) > 1 else lengths[0]
