@@ -32,7 +32,7 @@ from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_pr
 from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
-from hypergrad.solvers.bilevel.point import Point
+from hypergrad.solvers.bilevel.point import Point, Scales
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
@@ -214,7 +214,7 @@ class Implicit(Algorithm[ImplicitState]):
         check_finite("the mixed product for hparams", grads, when="where training ended")
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
-        scales = _Scales(loss, abs(slope), gap, steepness, params)
+        scales = Scales(loss, abs(slope), gap, lambda: steepness * tree.norm(params).item())
         report = self._report(scales, solution, kinks, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
@@ -250,7 +250,8 @@ class Implicit(Algorithm[ImplicitState]):
         result = solved.result
         made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
         cost = made if self.inner is None else cost + made
-        report = self._report(solved.scales, result, [], cost, watch)
+        loss, reach, gap, error = solved.scales
+        report = self._report(Scales(loss, error, gap, lambda: reach), result, [], cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
         )
@@ -319,7 +320,7 @@ class Implicit(Algorithm[ImplicitState]):
 
     def _report(
         self,
-        scales: _Scales,
+        scales: Scales,
         solution: LinearResult,
         kinks: list[int],
         cost: Cost,
@@ -361,32 +362,6 @@ class Implicit(Algorithm[ImplicitState]):
             implied_error=error,
             notes=notes,
         )
-
-
-@dataclass(frozen=True)
-class _Scales:
-    """What the distance from the inner optimum is judged by.
-
-    Attributes:
-        loss: f.
-        error: how far f would move if training went on.
-        gap: ‖∇_θ g‖.
-        steepness: ‖∂f/∂θ‖.
-        params: θ.
-    """
-
-    loss: float
-    error: float
-    gap: float
-    steepness: float
-    params: Tree
-
-    def far(self, share: float) -> bool:
-        """Return whether the error is above a share of max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10)."""
-        if not self.error > share * abs(self.loss):
-            return False
-        reach = self.steepness * tree.norm(self.params).item()  # a loss near zero is no scale to measure by
-        return self.error > share * 0.1 * reach
 
 
 def _settings(part: object) -> set[str]:
