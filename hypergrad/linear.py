@@ -85,6 +85,7 @@ class Operator:
         redraw: returns the operator on a fresh batch, for stochastic solvers.
         image: ``image(y, v, d)`` sets y ← B v + d ⊙ v for another vector y (``None`` stands for d = 0), where that is
             quicker than ``product`` on zeros.
+        block: ``block(vectors)`` returns B v for each row v, where that is faster than one by one.
 
     Attributes:
         products: products made so far.
@@ -100,9 +101,10 @@ class Operator:
         transpose: Product | None = None,
         redraw: Callable[[], Operator] | None = None,
         image: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+        block: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Keep the functions."""
-        self._image = image
+        self._image, self._block = image, block
         self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
         self.size = like.size if isinstance(like, Layout) else like.numel()
         self.dtype, self.device = like.dtype, like.device
@@ -132,6 +134,7 @@ class Operator:
             transpose=transpose,
             redraw=redraw,
             image=stationarity.image,
+            block=stationarity.images,
         )
 
     def multiply(self, y: Tensor, v: Tensor) -> None:
@@ -162,6 +165,21 @@ class Operator:
         self.products += 1
         try:
             self._product(y, v, alpha, scale, shift)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.is_shortage(error):
+                raise
+            raise shortage.in_product(self.products, error) from error
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return B v for each row v of a matrix, without the known diagonal; one product a row."""
+        if self._block is None:
+            rows = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+            for row, v in zip(rows, vectors.contiguous(), strict=True):
+                self.add_rest(row, v)
+            return rows
+        self.products += len(vectors)
+        try:
+            return self._block(vectors)
         except (RuntimeError, MemoryError) as error:
             if not shortage.is_shortage(error):
                 raise
@@ -215,46 +233,6 @@ class Operator:
             matvec=product(self),
             rmatvec=None if transposed is None else product(transposed),
         )
-
-
-@final
-class Seen:
-    """The first products (v, B v) of a solve, for a preconditioner that learns from them.
-
-    Args:
-        room: how many to keep.
-        like: a vector of the right length, dtype and device.
-    """
-
-    def __init__(self, room: int, like: Tensor) -> None:
-        """Start with none."""
-        self.room, self.like = room, like
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def through(self, operator: Operator) -> Operator:
-        """Return the same matrix, whose products are kept here as well; it counts its products apart."""
-        if not self.room:
-            return operator
-
-        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
-            if len(self._pairs) >= self.room:
-                operator.update(y, v, alpha, scale, shift)
-                return
-            image = torch.zeros_like(v)
-            operator.add_rest(image, v)
-            self._pairs.append((v.clone(), image))
-            rescale(y, scale, shift)
-            y.add_(image, alpha=alpha)
-
-        return Operator(product, self.like, diagonal=operator.diagonal, symmetric=operator.symmetric)
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Return the vectors and their images, one a row."""
-        if not self._pairs:
-            none = self.like.new_empty(0, self.like.numel())
-            return none, none
-        vectors, images = zip(*self._pairs, strict=True)
-        return torch.stack(vectors), torch.stack(images)
 
 
 class Preconditioner(ABC):

@@ -21,6 +21,7 @@ from hypergrad.shortage import is_shortage
 from hypergrad.solvers.bilevel.compiled_probe import Place, Reference, drew, flat
 from hypergrad.solvers.bilevel.compiler import Compiled, Compiler
 from hypergrad.solvers.bilevel.hypergradient_graph import CGGraph, Losses, NeumannGraph, graph
+from hypergrad.solvers.bilevel.implicit_remarks import Scales
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.neumann import Neumann, grows, status_of
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
@@ -40,7 +41,7 @@ class Solved:
     Attributes:
         grads: dF/dλ.
         value: f.
-        scales: f, ‖∂f/∂θ‖ ‖θ‖, ‖∇_θ g‖ and |⟨q, ∇_θ g⟩|.
+        scales: what the distance from the inner optimum is judged by.
         result: the linear solve; its value is flat where the solver starts from it, and else a tree.
         linearised: inner gradients made.
         mixed: 1 where the inner problem uses a hyperparameter, else 0.
@@ -48,7 +49,7 @@ class Solved:
 
     grads: Tree
     value: Tensor
-    scales: list[float]
+    scales: Scales
     result: LinearResult
     linearised: int
     mixed: int
@@ -257,7 +258,9 @@ class Program:
             products += ready.started
             value = flat(value)
         result = LinearResult(value, status, residual, products + ready.products, bent, memory)
-        return Solved(answer["grads"], answer["value"], numbers[:4], result, ready.linearised, self._mixed)
+        loss, reach, gap, slope = numbers[:4]
+        scales = Scales(loss, abs(slope), gap, lambda: reach)
+        return Solved(answer["grads"], answer["value"], scales, result, ready.linearised, self._mixed)
 
 
 class _Ready:

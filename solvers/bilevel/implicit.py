@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Self, final
@@ -25,14 +25,15 @@ from hypergrad.algorithm import (
 )
 from hypergrad.errors import UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
+from hypergrad.linear import LinearResult, LinearSolver, Memory
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
 from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem
 from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
+from hypergrad.solvers.bilevel.implicit_remarks import Scales, remarks
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
-from hypergrad.solvers.bilevel.point import Point, Scales
+from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
@@ -215,7 +216,7 @@ class Implicit(Algorithm[ImplicitState]):
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
         scales = Scales(loss, abs(slope), gap, lambda: steepness * tree.norm(params).item())
-        report = self._report(scales, solution, kinks, cost, watch)
+        report = self._report(scales, solution, cost, watch, kinks)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
@@ -250,8 +251,7 @@ class Implicit(Algorithm[ImplicitState]):
         result = solved.result
         made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
         cost = made if self.inner is None else cost + made
-        loss, reach, gap, error = solved.scales
-        report = self._report(Scales(loss, error, gap, lambda: reach), result, [], cost, watch)
+        report = self._report(solved.scales, result, cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
         )
@@ -319,47 +319,20 @@ class Implicit(Algorithm[ImplicitState]):
         return repr(self)
 
     def _report(
-        self,
-        scales: Scales,
-        solution: LinearResult,
-        kinks: list[int],
-        cost: Cost,
-        watch: Stopwatch,
+        self, scales: Scales, solution: LinearResult, cost: Cost, watch: Stopwatch, kinks: Sequence[int] = ()
     ) -> Report:
-        loss, error, gap, notes = scales.loss, scales.error, scales.gap, {}
-        if scales.far(self.stationarity):
-            notes["stationarity"] = (
-                f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
-                f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
-                "or use hypergrad.Unrolled for short training"
-            )
-        if solution.negative_curvature and self.linear.needs_definite:
-            notes["curvature"] = (
-                "the inner Hessian is not positive definite here, so this point is no strict minimum (or the step of a "
-                "Neumann series is too long); train longer, add damping=, or use hypergrad.MINRES, which does not need "
-                "definiteness"
-            )
-        if solution.status is Status.MAX_STEPS:
-            notes["convergence"] = (
-                f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
-                f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
-            )
-        if kinks:
-            notes["active_set"] = (
-                f"the inequalities at places {kinks} are active with a multiplier of zero: the inner solution has a "
-                "kink there, and this hypergradient counts them as inactive"
-            )
+        notes = remarks(scales, solution, kinks, share=self.stationarity, definite=self.linear.needs_definite)
         return Report(
             algorithm=self._text,
             status=str(solution.status),
-            outer_loss=loss,
+            outer_loss=scales.loss,
             cost=cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),
             residual=solution.residual,
             negative_curvature=solution.negative_curvature,
-            inner_gradient_norm=gap,
-            implied_error=error,
+            inner_gradient_norm=scales.gap,
+            implied_error=scales.error,
             notes=notes,
         )
 

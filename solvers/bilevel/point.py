@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 from torch import Tensor
 
@@ -18,30 +16,6 @@ from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Statu
 from hypergrad.problem import OuterGradients, Problem
 from hypergrad.solvers.linear.spectrum import top_curvature
 from hypergrad.tree import Tree
-
-
-@final
-@dataclass(frozen=True)
-class Scales:
-    """What the distance from the inner optimum is judged by.
-
-    Attributes:
-        loss: f.
-        error: how far f would move if training went on.
-        gap: ‖∇_θ g‖.
-        reach: finds ‖∂f/∂θ‖ ‖θ‖, where it is asked for.
-    """
-
-    loss: float
-    error: float
-    gap: float
-    reach: Callable[[], float]
-
-    def far(self, share: float) -> bool:
-        """Return whether the error is above a share of max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10)."""
-        if not self.error > share * abs(self.loss):
-            return False
-        return self.error > share * 0.1 * self.reach()  # a loss near zero is no scale to measure by
 
 
 class Point:
