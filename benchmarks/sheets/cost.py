@@ -55,6 +55,8 @@ def run(options: Options) -> dict[str, Any]:
                     implicit(sheet, processes, network, arrays, solver, terms)
             unrolled(sheet, processes, network, arrays)
         long(sheet, processes)
+        if not options.smoke:
+            compiled(sheet, processes)
     return sheet.save(finished=True)
 
 
@@ -125,6 +127,28 @@ def long(sheet: Sheet, processes: Processes) -> None:
     _measure(sheet, processes, case, "mlp", methods, arrays, base="engine/unrolled", repeats=repeats)
     _claim(sheet, case, "engine/unrolled, iterates", "memory", 0.2, over="the whole graph")
     _claim(sheet, case, "engine/unrolled, iterates", "time", 1.5, over="the whole graph")
+
+
+def compiled(sheet: Sheet, processes: Processes) -> None:
+    """Measure compiled hypergradients, last of all: once the compiler is loaded, eager ones have to hold it off."""
+    arrays, settings = definite(random_arrays("logistic", **NETWORKS["logistic"][0])), {"terms": 10, "step": STEP}
+    for solver in ("neumann", "cg"):
+        case, ours, other = (
+            f"logistic, {solver}, 10 products, compiled",
+            f"engine/{solver} compiled",
+            f"jaxopt/{solver}",
+        )
+        methods = [Method(peer, solver, settings) for peer in ("hand", "jaxopt")]
+        methods.append(Method("engine", f"{solver} compiled", settings))
+        repeats = CALLS * sheet.options.repeats
+        _measure(sheet, processes, case, "logistic", methods, arrays, base=f"hand/{solver}", repeats=repeats)
+        own, jitted = sheet.value(case, ours, "time"), sheet.value(case, other, "time")
+        sheet.claim(
+            f"{case}: time over {other}",
+            None if own is None or jitted is None else own / jitted,
+            1.2,
+            noisy=sheet.noisy(case, ours) or sheet.noisy(case, other),
+        )
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:
