@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hypergrad import guards, tree
 from hypergrad.accumulated import Batches
+from hypergrad.algorithm import Hypergradient
 from hypergrad.errors import UnsupportedError
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import Problem
@@ -75,6 +77,18 @@ def check_problem(problem: Problem) -> None:
             expected="an inner objective without constraints",
             do="leave compile out",
         )
+
+
+def excused(found: Hypergradient, algorithm: str, program: Program) -> Hypergradient:
+    """Return an eager hypergradient whose report says why it was not compiled, if there is a lasting reason."""
+    notes = dict(found.report.notes)
+    if program.refused is not None:
+        notes["compile"] = (
+            "this hypergradient is computed eagerly, and so are those to come of this problem: compiled, "
+            f"{program.refused}; leave compile out, or write the objectives so that torch.compile takes them whole "
+            "(fullgraph=True) with a C++ compiler at hand"
+        )
+    return dataclasses.replace(found, report=dataclasses.replace(found.report, algorithm=algorithm, notes=notes))
 
 
 class Program:
