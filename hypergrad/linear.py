@@ -83,6 +83,8 @@ class Operator:
         symmetric: whether A is symmetric.
         transpose: the same as ``product`` for Bᵀ; needed by solvers for matrices that are not symmetric.
         redraw: returns the operator on a fresh batch, for stochastic solvers.
+        image: ``image(y, v, d)`` sets y ← B v + d ⊙ v for another vector y (``None`` stands for d = 0), where that is
+            quicker than ``product`` on zeros.
 
     Attributes:
         products: products made so far.
@@ -97,8 +99,10 @@ class Operator:
         symmetric: bool = True,
         transpose: Product | None = None,
         redraw: Callable[[], Operator] | None = None,
+        image: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     ) -> None:
         """Keep the functions."""
+        self._image = image
         self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
         self.size = like.size if isinstance(like, Layout) else like.numel()
         self.dtype, self.device = like.dtype, like.device
@@ -127,7 +131,21 @@ class Operator:
             symmetric=stationarity.symmetric,
             transpose=transpose,
             redraw=redraw,
+            image=stationarity.image,
         )
+
+    def multiply(self, y: Tensor, v: Tensor) -> None:
+        """Set y ← A v, for another vector y; one product."""
+        if self._image is None:
+            self.add(y.zero_(), v)
+            return
+        self.products += 1
+        try:
+            self._image(y, v, self.diagonal)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.is_shortage(error):
+                raise
+            raise shortage.in_product(self.products, error) from error
 
     def add(self, y: Tensor, v: Tensor, alpha: float = 1.0) -> None:
         """Set y ← y + alpha A v, for another vector y, in place; one product."""
@@ -151,8 +169,8 @@ class Operator:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return A v as a new vector; one product."""
-        y = torch.zeros_like(v)
-        self.add(y, v)
+        y = torch.empty_like(v)
+        self.multiply(y, v)
         return y
 
     def transposed(self) -> Operator:
@@ -199,6 +217,46 @@ class Operator:
         )
 
 
+@final
+class Seen:
+    """The first products (v, B v) of a solve, for a preconditioner that learns from them.
+
+    Args:
+        room: how many to keep.
+        like: a vector of the right length, dtype and device.
+    """
+
+    def __init__(self, room: int, like: Tensor) -> None:
+        """Start with none."""
+        self.room, self.like = room, like
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def through(self, operator: Operator) -> Operator:
+        """Return the same matrix, whose products are kept here as well; it counts its products apart."""
+        if not self.room:
+            return operator
+
+        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+            if len(self._pairs) >= self.room:
+                operator.update(y, v, alpha, scale, shift)
+                return
+            image = torch.zeros_like(v)
+            operator.add_rest(image, v)
+            self._pairs.append((v.clone(), image))
+            rescale(y, scale, shift)
+            y.add_(image, alpha=alpha)
+
+        return Operator(product, self.like, diagonal=operator.diagonal, symmetric=operator.symmetric)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors and their images, one a row."""
+        if not self._pairs:
+            none = self.like.new_empty(0, self.like.numel())
+            return none, none
+        vectors, images = zip(*self._pairs, strict=True)
+        return torch.stack(vectors), torch.stack(images)
+
+
 class Preconditioner(ABC):
     """An approximate inverse M⁻¹ of a symmetric positive definite matrix.
 
@@ -217,6 +275,21 @@ class Preconditioner(ABC):
     @abstractmethod
     def budget(self, size: int) -> int:
         """Return the products of the first build with ``size`` unknowns."""
+
+    def room(self, memory: Memory) -> int:
+        """Return how many products of the coming solve it wants to learn from; none by default."""
+        return 0
+
+    def learn(self, memory: Memory, directions: Tensor, images: Tensor, products: int) -> Memory:
+        """Return the memory after a solve.
+
+        Args:
+            memory: what :meth:`build` returned for this solve.
+            directions: the first vectors v of the solve, one a row, :meth:`room` of them at most.
+            images: B v, one a row, without the operator's known diagonal.
+            products: products of the solve, those of :meth:`build` not counted.
+        """
+        return memory
 
 
 class LinearSolver(ABC):

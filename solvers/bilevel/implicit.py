@@ -6,13 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-from hypergrad import guards, tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import (
     Algorithm,
     Cost,
@@ -32,7 +32,7 @@ from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_pr
 from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
-from hypergrad.solvers.bilevel.point import Point
+from hypergrad.solvers.bilevel.point import Point, Scales
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
@@ -200,25 +200,25 @@ class Implicit(Algorithm[ImplicitState]):
             if self.inner is not None:
                 trained = self.inner.run(problem, params, hparams)
                 params, cost = trained.params, trained.cost
-            outer = problem.outer_gradients(params, hparams, problem.draw_outer())
-            if is_known(problem):
-                found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
-                return found, ImplicitState(params, state.steps + 1)
-            point = Point(self.linear, self.damping, problem, params, hparams)
-            gap, steepness = point.check(outer)
-            reach = steepness * tree.norm(params)
+            with evaluation.held():
+                outer = problem.outer_gradients(params, hparams, problem.draw_outer())
+                if is_known(problem):
+                    found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
+                    return found, ImplicitState(params, state.steps + 1)
+                point = Point(self.linear, self.damping, problem, params, hparams)
+            loss, gap, steepness = point.check(outer)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
-            slope = point.stationarity.slope(solution.value).abs()
-            scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
-            point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
+            slope, kinks = point.stationarity.slope(solution.value).item(), point.kinks()
+            point.check_solution(solution, b, finite=math.isfinite(slope))
             grads = outer.minus(point.stationarity.cross(solution.value, last=True))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
         check_finite("the mixed product for hparams", grads, when="where training ended")
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
+        scales = Scales(loss, abs(slope), gap, steepness, params)
         report = self._report(scales, solution, kinks, cost, watch)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
@@ -255,7 +255,7 @@ class Implicit(Algorithm[ImplicitState]):
         result = solved.result
         made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
         cost = made if self.inner is None else cost + made
-        report = self._report(solved.scales, result, [], cost, watch)
+        report = self._report(Scales(*solved.scales, params), result, [], cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
         )
@@ -304,17 +304,20 @@ class Implicit(Algorithm[ImplicitState]):
             "with hypergrad.Tuned",
         )
 
+    @cached_property
+    def _text(self) -> str:
+        return repr(self)
+
     def _report(
         self,
-        scales: list[float],
+        scales: Scales,
         solution: LinearResult,
         kinks: list[int],
         cost: Cost,
         watch: Stopwatch,
     ) -> Report:
-        loss, far, gap, error = scales
-        notes = {}
-        if error > self.stationarity * max(abs(loss), 0.1 * far):  # a loss near zero is no scale to measure by
+        loss, error, gap, notes = scales.loss, scales.error, scales.gap, {}
+        if scales.far(self.stationarity):
             notes["stationarity"] = (
                 f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
                 f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
@@ -337,7 +340,7 @@ class Implicit(Algorithm[ImplicitState]):
                 "kink there, and this hypergradient counts them as inactive"
             )
         return Report(
-            algorithm=repr(self),
+            algorithm=self._text,
             status=str(solution.status),
             outer_loss=loss,
             cost=cost,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from hypergrad import tree
@@ -16,6 +17,33 @@ from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Statu
 from hypergrad.problem import OuterGradients, Problem
 from hypergrad.solvers.linear.spectrum import top_curvature
 from hypergrad.tree import Tree
+
+
+@final
+@dataclass(frozen=True)
+class Scales:
+    """What the distance from the inner optimum is judged by.
+
+    Attributes:
+        loss: f.
+        error: how far f would move if training went on.
+        gap: ‖∇_θ g‖.
+        steepness: ‖∂f/∂θ‖.
+        params: θ.
+    """
+
+    loss: float
+    error: float
+    gap: float
+    steepness: float
+    params: Tree
+
+    def far(self, share: float) -> bool:
+        """Return whether the error is above a share of max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10)."""
+        if not self.error > share * abs(self.loss):
+            return False
+        reach = self.steepness * tree.norm(self.params).item()  # a loss near zero is no scale to measure by
+        return self.error > share * 0.1 * reach
 
 
 class Point:
@@ -40,16 +68,17 @@ class Point:
             raise self._diverged(operator, b)
         return result
 
-    def check(self, outer: OuterGradients) -> tuple[Tensor, Tensor]:
-        """Return ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
-        gap, steepness, when = self.stationarity.length(), tree.norm(outer.params), "where training ended"
-        if not bool(torch.isfinite(torch.stack([outer.value, steepness, gap])).all()):
+    def check(self, outer: OuterGradients) -> tuple[float, float, float]:
+        """Return f, ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
+        loss, gap, steepness = tree.numbers(outer.value, self.stationarity.length(), tree.norm(outer.params))
+        when = "where training ended"
+        if not (math.isfinite(loss) and math.isfinite(gap) and math.isfinite(steepness)):
             check_finite("the outer loss", {"f": outer.value}, when=when)
             views = self.stationarity.layout.views(self.stationarity.residual())
             check_finite("the inner gradient of params", views, when=when)
             check_finite("the outer gradient of params", outer.params, when=when)
         check_finite("the outer gradient of hparams", outer.hparams, when=when)
-        return gap, steepness
+        return loss, gap, steepness
 
     def check_solution(self, result: LinearResult, b: Tensor, *, finite: bool) -> None:
         """Raise where a solve of a finite system met NaN or infinity; ``finite`` says that its value has none."""

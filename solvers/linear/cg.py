@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hypergrad.linear import (
     Memory,
     Operator,
     Preconditioner,
+    Seen,
     Status,
     check_period,
 )
@@ -82,12 +84,21 @@ class CG(LinearSolver):
         return self.max_steps + (0 if self.preconditioner is None else self.preconditioner.budget(size))
 
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
-        made, precondition = operator.products, None
+        whole, made, built = operator, operator.products, 0
+        precondition, seen = None, Seen(0, b)
         if self.preconditioner is not None:
             precondition, memory = self.preconditioner.build(operator, memory)
+            built = operator.products - made
+            seen = Seen(self.preconditioner.room(memory), b)
+            operator = seen.through(operator)
         size = float(torch.linalg.vector_norm(b))
         target = max(self.rtol * size, self.atol)
         every = check_period(self.check_every, b)
+        if every == 1:
+            found = _watched(operator, precondition, b, x0, target, self.max_steps)
+            return dataclasses.replace(
+                found, residual=found.residual / size, products=operator.products - made, memory=memory
+            )
         state = _Iteration(operator, precondition, b, x0, target)
         least = float(state.length)
         best, status = state.x.clone(), _reached(least, target)
@@ -104,14 +115,71 @@ class CG(LinearSolver):
             status = _reached(residual, target)
             if status is None and bool(state.bent):
                 status = Status.NEGATIVE_CURVATURE
+        products = whole.products - made
+        if self.preconditioner is not None:
+            memory = self.preconditioner.learn(memory, *seen.rows(), products - built)
         return LinearResult(
             value=best,
             status=status or Status.MAX_STEPS,
             residual=least / size,
-            products=operator.products - made,
+            products=products,
             negative_curvature=bool(state.bent),
             memory=memory,
         )
+
+
+def _watched(
+    operator: Operator,
+    precondition: Callable[[Tensor], Tensor] | None,
+    b: Tensor,
+    x0: Tensor | None,
+    target: float,
+    max_steps: int,
+) -> LinearResult:
+    """Iterate with a look at every residual, so that scalars are numbers and an iterate is copied only when needed.
+
+    The residual in the result is an absolute one.
+    """
+    x, r, limit = torch.zeros_like(b) if x0 is None else x0, b.clone(), torch.finfo(b.dtype).max
+    if x0 is not None:
+        operator.add(r, x0, -1.0)
+    z = r if precondition is None else precondition(r)
+    p, q, rz = z.clone(), torch.empty_like(b), float(torch.dot(r, z))
+    least = math.sqrt(rz) if precondition is None else float(torch.linalg.vector_norm(r))
+    best, status = x, _reached(least, target)
+    for _ in range(max_steps):
+        if status is not None:
+            break
+        operator.multiply(q, p)
+        curvature = float(torch.dot(p, q))
+        if curvature <= 0:
+            status = Status.NEGATIVE_CURVATURE
+            break
+        alpha = _ratio(rz, curvature, limit)
+        r.add_(q, alpha=-alpha)
+        z = r if precondition is None else precondition(r)
+        previous, rz = rz, float(torch.dot(r, z))
+        residual = math.sqrt(rz) if precondition is None else float(torch.linalg.vector_norm(r))
+        if residual < least:
+            least, best = residual, x
+        elif best is x:
+            best = x.clone()
+        x.add_(p, alpha=alpha)
+        torch.add(z, p, alpha=_ratio(rz, previous, limit), out=p)
+        status = _reached(residual, target)
+    return LinearResult(
+        value=best,
+        status=status or Status.MAX_STEPS,
+        residual=least,
+        products=0,
+        negative_curvature=status is Status.NEGATIVE_CURVATURE,
+    )
+
+
+def _ratio(top: float, bottom: float, limit: float) -> float:
+    """Return a quotient that torch takes as a factor: infinite beyond the dtype's range, and 0 of nothing."""
+    found = top / bottom if bottom else 0.0
+    return math.copysign(math.inf, found) if abs(found) > limit else found
 
 
 class _Iteration:
@@ -138,7 +206,7 @@ class _Iteration:
 
     def advance(self) -> None:
         """Take one step, or none once the target is reached or negative curvature was met."""
-        self.operator.add(self.q.zero_(), self.p)
+        self.operator.multiply(self.q, self.p)
         curvature = torch.dot(self.p, self.q)
         done = self.length <= self.target
         self.bent = self.bent | ((curvature <= 0) & ~done)

@@ -12,6 +12,7 @@ from torch import Tensor
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.settings import check_counts, check_numbers
 from hypergrad.solvers.linear.spectrum import top_curvature
+from hypergrad.tree import numbers
 
 
 @final
@@ -80,7 +81,7 @@ class Neumann(LinearSolver):
             operator.update(x, x, -step, shrink, b)
             if last is not None:
                 lengths.append(torch.linalg.vector_norm(last.sub_(x)))
-        total, *lengths_seen = torch.stack([torch.linalg.vector_norm(x), *lengths]).tolist()
+        total, *lengths_seen = numbers(torch.linalg.vector_norm(x), *lengths)
         noise = 100 * torch.finfo(x.dtype).eps * total
         return LinearResult(
             value=x.mul_(step),
