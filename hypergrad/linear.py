@@ -36,6 +36,8 @@ class Status(StrEnum):
     """A series or a back-propagation was cut after the number of terms asked for, which biases the value."""
     MAX_STEPS = "max_steps"
     """The budget ended before the tolerance was reached."""
+    STALLED = "stalled"
+    """Further corrections did not help: the products' precision is too low for this matrix."""
     NEGATIVE_CURVATURE = "negative_curvature"
     """vᵀAv ≤ 0 was met, so A is not positive definite; the value is the best iterate before it."""
     DIVERGED = "diverged"
@@ -86,6 +88,8 @@ class Operator:
         image: ``image(y, v, d)`` sets y ← B v + d ⊙ v for another vector y (``None`` stands for d = 0), where that is
             quicker than ``product`` on zeros.
         block: ``block(vectors)`` returns B v for each row v, where that is faster than one by one.
+        lower: ``lower(dtype)`` returns a function ``(v) -> B v`` on vectors of a lower precision, for
+            :class:`~hypergrad.Refined`.
 
     Attributes:
         products: products made so far.
@@ -102,9 +106,10 @@ class Operator:
         redraw: Callable[[], Operator] | None = None,
         image: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
         block: Callable[[Tensor], Tensor] | None = None,
+        lower: Callable[[torch.dtype], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         """Keep the functions."""
-        self._image, self._block = image, block
+        self._image, self._block, self._lower = image, block, lower
         self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
         self.size = like.size if isinstance(like, Layout) else like.numel()
         self.dtype, self.device = like.dtype, like.device
@@ -113,7 +118,11 @@ class Operator:
 
     @classmethod
     def of(
-        cls, stationarity: Stationarity, damping: float = 0.0, redraw: Callable[[], Operator] | None = None
+        cls,
+        stationarity: Stationarity,
+        damping: float = 0.0,
+        redraw: Callable[[], Operator] | None = None,
+        lower: Callable[[torch.dtype], Callable[[Tensor], Tensor]] | None = None,
     ) -> Operator:
         """Return (∂R/∂θ)ᵀ + damping · I, which is the damped Hessian for an argmin."""
         diagonal = stationarity.diagonal
@@ -135,6 +144,7 @@ class Operator:
             redraw=redraw,
             image=stationarity.image,
             block=stationarity.images,
+            lower=lower,
         )
 
     def multiply(self, y: Tensor, v: Tensor) -> None:
@@ -207,6 +217,33 @@ class Operator:
         return Operator(
             self._transpose, like, diagonal=self.diagonal, symmetric=self.symmetric, transpose=self._product
         )
+
+    def lowered(self, dtype: torch.dtype) -> Operator:
+        """Return the same matrix with B's products in a lower precision, on vectors of the present one.
+
+        Vectors are scaled to entries of 1 at most before they are converted, so that small ones do not vanish. The
+        known diagonal stays as it is. Products are counted apart.
+
+        Raises:
+            UnsupportedError: products in a lower precision are not known, or the precision is no lower.
+        """
+        if self._lower is None or torch.finfo(dtype).eps <= torch.finfo(self.dtype).eps:
+            known = "without products in a lower precision" if self._lower is None else f"of {self.dtype}"
+            raise UnsupportedError(
+                passed=f"products in {dtype} with a matrix {known}",
+                expected="an inner problem, or Operator(product, ..., lower=...), in a higher precision",
+                do="use the solver without hypergrad.Refined, or another product_dtype",
+            )
+        low = self._lower(dtype)
+
+        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+            largest = v.abs().max().clamp(min=torch.finfo(v.dtype).tiny)
+            image = low((v / largest).to(dtype)).to(v.dtype).mul_(largest)
+            rescale(y, scale, shift)
+            y.add_(image, alpha=alpha)
+
+        like = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        return Operator(product, like, diagonal=self.diagonal, symmetric=self.symmetric)
 
     def fresh(self) -> Operator:
         """Return the operator on a fresh batch, or this one when the data is always the same."""

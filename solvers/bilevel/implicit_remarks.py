@@ -68,6 +68,12 @@ def remarks(
             f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
             f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
         )
+    if solution.status is Status.STALLED:
+        notes["convergence"] = (
+            f"iterative refinement stalled at a relative residual of {solution.residual:.3g}: products of low "
+            "precision are too coarse for this Hessian, or it is not positive definite; raise product_dtype, "
+            "tighten its solver, or use the linear solver without hypergrad.Refined"
+        )
     if kinks:
         notes["active_set"] = (
             f"the inequalities at places {kinks} are active with a multiplier of zero: the inner solution has a "
