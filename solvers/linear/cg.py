@@ -96,9 +96,10 @@ class CG(LinearSolver):
         every = check_period(self.check_every, b)
         if every == 1:
             found = _watched(operator, precondition, b, x0, target, self.max_steps)
-            return dataclasses.replace(
-                found, residual=found.residual / size, products=operator.products - made, memory=memory
-            )
+            products = whole.products - made
+            if self.preconditioner is not None:
+                memory = self.preconditioner.learn(memory, *seen.rows(), products - built)
+            return dataclasses.replace(found, residual=found.residual / size, products=products, memory=memory)
         state = _Iteration(operator, precondition, b, x0, target)
         least = float(state.length)
         best, status = state.x.clone(), _reached(least, target)
