@@ -35,6 +35,7 @@ from hypergrad.errors import (
 )
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
+from hypergrad.versions import Versions
 
 S = TypeVar("S")
 
@@ -309,7 +310,7 @@ class _Replay(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.algorithm, ctx.problem, ctx.state, ctx.names, ctx.keys = algorithm, problem, state, names, keys
         ctx.save_for_backward(*values)
-        ctx.versions = tree.Versions(params=state.params, hparams=dict(zip(names, values, strict=True)))
+        ctx.versions = Versions(params=state.params, hparams=dict(zip(names, values, strict=True)))
         device = tree.device_of(state.params)
         ctx.draws = problem.draws(device)
         with guards.pinned_rng(device):

@@ -177,15 +177,15 @@ class _MathAttention:
             cuda.cudnn_sdp_enabled(),
             cuda.math_sdp_enabled(),
         )
-        self._enable((False, False, False, True))
+        self._enable(flash=False, efficient=False, cudnn=False, math=True)
 
     def __exit__(self, *failure: object) -> None:
-        self._enable(self.before)
+        flash, efficient, cudnn, math = self.before
+        self._enable(flash=flash, efficient=efficient, cudnn=cudnn, math=math)
 
     @staticmethod
-    def _enable(kernels: tuple[bool, bool, bool, bool]) -> None:
+    def _enable(*, flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
         cuda = torch.backends.cuda
-        flash, efficient, cudnn, math = kernels
         cuda.enable_flash_sdp(flash)
         cuda.enable_mem_efficient_sdp(efficient)
         cuda.enable_cudnn_sdp(cudnn)
@@ -295,19 +295,20 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
         node = stack.pop()
         if node in ends:
             continue
-        kind = type(node).__name__
-        if kind == "AccumulateGrad":
+        look = _look(type(node))
+        if look.leaf:
             leaf_ids.add(id(node.variable))  # type: ignore[attr-defined]
             continue
-        if kind.startswith("CompiledFunction"):
+        if look.compiled:
             raise WrappedModuleError(
                 passed=f"{name}, whose graph holds the backward of a torch.compile'd function",
                 expected="a graph that can be differentiated twice; compiled backwards lose their curvature silently",
                 do="evaluate the objective inside the call, so that it runs eagerly, or pass the uncompiled function "
                 "(model._orig_mod for a compiled module)",
             )
-        _refuse_once_differentiable(node, name)
-        repairs |= {kernel for kernel in (CUDNN_RNN, WEIGHT_NORM) if kind.startswith(kernel)}
+        if look.once is not None:
+            raise _once_differentiable(look.once, name)
+        repairs |= look.repairs
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
@@ -329,12 +330,41 @@ def leaves_of(output: Tensor) -> set[int]:
     return found
 
 
-def _refuse_once_differentiable(node: object, name: str) -> None:
-    forward: Any = getattr(type(node), "_forward_cls", None)
+@dataclass(frozen=True)
+class _Look:
+    """What the type of a graph's node says.
+
+    Attributes:
+        leaf: whether it stands for a leaf tensor.
+        compiled: whether it is the backward of a compiled function.
+        once: name of the custom function that can be differentiated once only.
+        repairs: the kernel that has to be replaced.
+    """
+
+    leaf: bool
+    compiled: bool
+    once: str | None
+    repairs: frozenset[str]
+
+
+@functools.lru_cache(maxsize=256)
+def _look(node: type) -> _Look:
+    """Look at a type of nodes; a graph has many nodes of few types."""
+    kind = node.__name__
+    forward: Any = getattr(node, "_forward_cls", None)
     backward: Any = getattr(forward, "backward", None)
-    if hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__:
-        raise ObjectiveError(
-            passed=f"{name}, which calls {forward.__name__}, an autograd.Function marked once_differentiable",
-            expected="functions whose backward is itself differentiable; this one would lose its curvature silently",
-            do="write its backward in torch operations without the once_differentiable mark",
-        )
+    once = hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__
+    return _Look(
+        leaf=kind == "AccumulateGrad",
+        compiled=kind.startswith("CompiledFunction"),
+        once=forward.__name__ if once else None,
+        repairs=frozenset(kernel for kernel in (CUDNN_RNN, WEIGHT_NORM) if kind.startswith(kernel)),
+    )
+
+
+def _once_differentiable(function: str, name: str) -> ObjectiveError:
+    return ObjectiveError(
+        passed=f"{name}, which calls {function}, an autograd.Function marked once_differentiable",
+        expected="functions whose backward is itself differentiable; this one would lose its curvature silently",
+        do="write its backward in torch operations without the once_differentiable mark",
+    )

@@ -217,6 +217,46 @@ class Operator:
         )
 
 
+@final
+class Seen:
+    """The first products (v, B v) of a solve, for a preconditioner that learns from them.
+
+    Args:
+        room: how many to keep.
+        like: a vector of the right length, dtype and device.
+    """
+
+    def __init__(self, room: int, like: Tensor) -> None:
+        """Start with none."""
+        self.room, self.like = room, like
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def through(self, operator: Operator) -> Operator:
+        """Return the same matrix, whose products are kept here as well; it counts its products apart."""
+        if not self.room:
+            return operator
+
+        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+            if len(self._pairs) >= self.room:
+                operator.update(y, v, alpha, scale, shift)
+                return
+            image = torch.zeros_like(v)
+            operator.add_rest(image, v)
+            self._pairs.append((v.clone(), image))
+            rescale(y, scale, shift)
+            y.add_(image, alpha=alpha)
+
+        return Operator(product, self.like, diagonal=operator.diagonal, symmetric=operator.symmetric)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors and their images, one a row."""
+        if not self._pairs:
+            none = self.like.new_empty(0, self.like.numel())
+            return none, none
+        vectors, images = zip(*self._pairs, strict=True)
+        return torch.stack(vectors), torch.stack(images)
+
+
 class Preconditioner(ABC):
     """An approximate inverse M⁻¹ of a symmetric positive definite matrix.
 
@@ -235,6 +275,21 @@ class Preconditioner(ABC):
     @abstractmethod
     def budget(self, size: int) -> int:
         """Return the products of the first build with ``size`` unknowns."""
+
+    def room(self, memory: Memory) -> int:
+        """Return how many products of the coming solve it wants to learn from; none by default."""
+        return 0
+
+    def learn(self, memory: Memory, directions: Tensor, images: Tensor, products: int) -> Memory:
+        """Return the memory after a solve.
+
+        Args:
+            memory: what :meth:`build` returned for this solve.
+            directions: the first vectors v of the solve, one a row, :meth:`room` of them at most.
+            images: B v, one a row, without the operator's known diagonal.
+            products: products of the solve, those of :meth:`build` not counted.
+        """
+        return memory
 
 
 class LinearSolver(ABC):

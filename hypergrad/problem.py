@@ -18,6 +18,7 @@ from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
 from hypergrad.inner_problem import InnerProblem, InnerProducts
 from hypergrad.lagrangian import Lagrangian, lagrangian
+from hypergrad.memo import Memo
 from hypergrad.objective import ResponseVJP, UserFunction, check_initial
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import (
@@ -118,7 +119,7 @@ class Problem:
     _inner: InnerProblem = field(init=False, repr=False, compare=False)
     _outer: UserFunction = field(init=False, repr=False, compare=False)
     _response: ResponseVJP | None = field(init=False, repr=False, compare=False)
-    compiled: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    memo: Memo = field(init=False, repr=False, compare=False, default_factory=Memo)
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -219,11 +220,13 @@ class Problem:
 
     def with_batches(self, inner: Any = None, outer: Any = None) -> Problem:
         """Return the same problem whose objectives get these batches every time."""
-        return dataclasses.replace(
+        same = dataclasses.replace(
             self,
             inner_data=self.inner_data if inner is None else Fixed(inner),
             outer_data=self.outer_data if outer is None else Fixed(outer),
         )
+        object.__setattr__(same, "memo", self.memo)  # of the same functions
+        return same
 
     @property
     def root(self) -> bool:

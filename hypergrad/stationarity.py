@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError
-from hypergrad.tree import Layout, Tree, Versions, changed_in_place, dense
+from hypergrad.tree import Layout, Tree, dense
 from hypergrad.tree import norm as tree_norm
+from hypergrad.versions import Versions, changed_in_place
 
 
 def pushforward(outputs: Tree, inputs: Tree, tangents: Mapping[str, Tensor]) -> Tree:
@@ -91,6 +92,7 @@ class Stationarity:
         self.reached = reached
         self.products = 0
         self._leaves = tuple(params.values())
+        self._cut: list[tuple[Tensor, list[Tensor]]] = []  # a view costs as much as a kernel on a small network
         self._data = _Ends(residual, params)
         self._penalty = None if penalty_residual is None else _Ends(penalty_residual, params)
         self._diagonal: Tensor | None = None
@@ -162,6 +164,7 @@ class Stationarity:
         The ``last`` product frees the graph on its way, which saves memory and time.
         """
         self.products += 1
+        self._cut.clear()
         pulled = self._pull(self._all_ends(v), self.hparams, last=last)
         return {
             key: torch.zeros_like(value, requires_grad=False) if p is None else p
@@ -255,11 +258,14 @@ class Stationarity:
             return pulled_back(live, self._leaves, [pieces[place] for place in places], keep=True)
 
     def _pieces(self, vector: Tensor) -> Sequence[Tensor]:
-        """Return views of a flat vector with the shapes of θ."""
-        if len(self._leaves) == 1:
-            return (vector.view(self._leaves[0].shape),)
-        pieces = torch.split_with_sizes(vector, self.layout.sizes)
-        return [piece.view(leaf.shape) for piece, leaf in zip(pieces, self._leaves, strict=True)]
+        """Return views of a flat vector with the shapes of θ; those of the last two vectors are at hand."""
+        for known, pieces in self._cut:
+            if known is vector:
+                return pieces
+        flat = torch.split_with_sizes(vector, self.layout.sizes) if len(self._leaves) > 1 else (vector,)
+        found = [piece.view(leaf.shape) for piece, leaf in zip(flat, self._leaves, strict=True)]
+        self._cut = [*self._cut[-1:], (vector, found)]
+        return found
 
     def _add(self, y: Tensor, ends: list[Pair]) -> None:
         self._accumulate(y, self._pull(ends, self.params), 1.0)

@@ -1,195 +1,310 @@
-"""What an iteration of a single-loop method asks for as one compiled graph, checked before it is used."""
+"""Compiled hypergradients: run, compared with eager products at their first use, and dropped where they are wrong."""
 
 from __future__ import annotations
 
-import types
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from hypergrad import guards, tree
 from hypergrad.accumulated import Batches
+from hypergrad.errors import UnsupportedError
+from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import Problem
-from hypergrad.tree import Layout
+from hypergrad.shortage import is_shortage
+from hypergrad.solvers.bilevel.compiled_probe import Place, Reference, drew, flat
+from hypergrad.solvers.bilevel.compiler import Compiled, Compiler
+from hypergrad.solvers.bilevel.hypergradient_graph import CGGraph, Losses, NeumannGraph, graph
+from hypergrad.solvers.bilevel.implicit_remarks import Scales
+from hypergrad.solvers.linear.cg import CG
+from hypergrad.solvers.linear.neumann import Neumann, grows, status_of
+from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
+from hypergrad.solvers.linear.spectrum import top_curvature
+from hypergrad.tree import Layout, Tree
 
-Row = Tensor
-"""All that a graph returns as one flat vector: several would each cost as much as a small product."""
-MOST = 4
-"""Kinds of batches, by their shapes, that are compiled; further ones are evaluated eagerly."""
+WHOLE, BLOCK = 20, 10
+"""Most products in one graph, and products in each block of a longer solve."""
+Reached = Callable[[frozenset[str]], None]
 
 
 @final
-class Compiled:
-    """One compiled function for each kind of batches of a problem.
-
-    Every function is compared with the eager derivatives where it is first used. One that cannot be compiled or
-    differs is not used any more.
+@dataclass(frozen=True)
+class Solved:
+    """A compiled answer.
 
     Attributes:
-        left_out: why, in words; empty as long as all is well.
-        reached: hyperparameters that some objective was seen to use.
+        grads: dF/dλ.
+        value: f.
+        scales: what the distance from the inner optimum is judged by.
+        result: the linear solve; its value is flat where the solver starts from it, and else a tree.
+        linearised: inner gradients made.
+        mixed: 1 where the inner problem uses a hyperparameter, else 0.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        """Start with nothing."""
-        self.problem = problem
-        self._functions: dict[Any, Callable[..., Row] | None] = {}
-        self.left_out = ""
-        self.reached: set[str] = set()
+    grads: Tree
+    value: Tensor
+    scales: Scales
+    result: LinearResult
+    linearised: int
+    mixed: int
 
-    def row(
-        self,
-        make: Callable[[], Callable[..., Row]],
-        sizes: Mapping[str, int],
-        arguments: tuple[Any, ...],
-        eager: Callable[[], tuple[Row, bool]],
-    ) -> Row:
-        """Return what a function of tensors returns, compiled where that was seen to be right.
+
+def check_compiled(linear: LinearSolver) -> None:
+    """Raise :class:`~hypergrad.errors.UnsupportedError` for a linear solver that is not compiled."""
+    known = isinstance(linear, Neumann) or (
+        isinstance(linear, CG) and isinstance(linear.preconditioner, PenaltyDiagonal | None)
+    )
+    if not known:
+        raise UnsupportedError(
+            passed=f"Implicit({linear!r}, compile=...)",
+            expected="hypergrad.Neumann, or hypergrad.CG with the preconditioner PenaltyDiagonal or None",
+            do="use one of these, or leave compile out",
+        )
+
+
+def check_problem(problem: Problem) -> None:
+    """Raise :class:`~hypergrad.errors.UnsupportedError` for a problem that is not compiled."""
+    if problem.root or problem.saddle:
+        raise UnsupportedError(
+            passed=f"{'a root or fixed point' if problem.root else 'a problem with constraints'} with compile=",
+            expected="an inner objective without constraints",
+            do="leave compile out",
+        )
+
+
+class Program:
+    """The hypergradient of one problem, compiled; it lives as long as the problem.
+
+    Attributes:
+        refused: why it is not used (any more), or ``None``.
+        doubt: why it is not to be used, if the eager hypergradient at the last place was found without an error.
+        random: whether the objectives draw random numbers, as far as is known.
+    """
+
+    def __init__(self, problem: Problem, linear: Neumann | CG, settings: Compiled, device: torch.device) -> None:
+        """Compile nothing yet."""
+        self.settings, self.device = settings, device
+        self._losses, self._compiler = Losses.of(problem.parts()), Compiler(settings.options(device))
+        self._method = NeumannGraph() if isinstance(linear, Neumann) else CGGraph()
+        self._count = linear.terms if isinstance(linear, Neumann) else linear.max_steps
+        self._graphs: dict[tuple[int, bool], Any] = {}
+        self._numbers: dict[str, tuple[float, Tensor]] = {}
+        self._probes, self._mixed, self._reach_known = settings.probes, 1, False
+        self.refused: str | None = None
+        self.doubt: str | None = None
+        self.random = True
+
+    @classmethod
+    def of(cls, problem: Problem, linear: LinearSolver, settings: Compiled, device: torch.device) -> Program:
+        """Return the program that the problem keeps for a solver of this form; tolerances and steps may differ."""
+        assert isinstance(linear, Neumann | CG)
+        count = linear.terms if isinstance(linear, Neumann) else linear.max_steps
+        key = type(linear), count, settings, device
+        if key not in problem.memo:
+            problem.memo[key] = cls(problem, linear, settings, device)
+        found: Program = problem.memo[key]
+        return found
+
+    def pinned(self, *, training: bool) -> AbstractContextManager[None]:
+        """Return a block that puts random numbers back, where any may be drawn."""
+        return guards.pinned_rng(self.device) if training or self.random else nullcontext()
+
+    def solve(self, place: Place, linear: LinearSolver, damping: float, reached: Reached | None) -> Solved | None:
+        """Return the hypergradient, or ``None`` where it has to be found eagerly: for good if there is a reason.
 
         Args:
-            make: returns the function.
-            sizes: how many entries of its value are compared, by what they are.
-            arguments: of the function: two flat vectors, λ, both batches, and more.
-            eager: returns the same without a compiler, and whether a module's buffers were used.
+            place: where.
+            linear: the solver with its tolerances.
+            damping: added to the Hessian.
+            reached: called with the hyperparameters that an objective uses, at the first hypergradient of a run.
         """
-        if self.left_out:
-            return eager()[0]
-        key = kind(arguments[3]), kind(arguments[4]), *sizes
-        if key not in self._functions:
-            return self._first(key, make, sizes, arguments, eager)
-        function = self._functions[key]
-        if function is None:
-            return eager()[0]
-        with torch.no_grad():
-            return function(*arguments)
-
-    def _first(
-        self,
-        key: Any,
-        make: Callable[[], Callable[..., Row]],
-        sizes: Mapping[str, int],
-        arguments: tuple[Any, ...],
-        eager: Callable[[], tuple[Row, bool]],
-    ) -> Row:
-        """Compile for one kind of batches, and compare."""
-        expected, buffers = eager()
-        if any(isinstance(part, Batches) for part in arguments[3:5]):
-            return self._give_up("several outer batches are one (Accumulated)", expected)
-        if buffers:
-            return self._give_up("a module with buffers is called, which a compiled graph would change", expected)
-        if len(self._functions) >= MOST:
-            self._functions[key] = None
-            return expected
-        function = torch.compile(_with_own_code(make()), fullgraph=True, dynamic=False)
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what the compiler remarks about itself
-                found = function(*arguments)
-        except Exception as error:  # whatever the compiler raises is its own
-            text = " ".join(str(error).split())
-            return self._give_up(f"the objectives cannot be compiled ({type(error).__name__}: {text[:200]})", expected)
-        fault = differing(found, expected, sizes)
-        if fault:
-            return self._give_up(
-                f"compiled, {fault}: does a loss draw random numbers or read hparams itself?", expected
+        assert isinstance(linear, Neumann | CG)
+        if isinstance(place.outer_batch, Batches):
+            raise UnsupportedError(
+                passed="several outer batches as one (Accumulated, Batches) with compile=",
+                expected="one outer batch",
+                do="leave compile out, or give the outer objective one batch",
             )
-        self._functions[key] = function
-        return expected
+        reference = None
+        draws = guards.Draws.capture(self.device, torch_only=True)
+        if self._probes or (reached is not None and not self._reach_known):
+            reference = Reference(place, damping, draws)
+            self._mixed = int(bool(reference.stationarity.reached))
+            if reached is not None:
+                reached(reference.reached)
+                self._reach_known = True
+        ready, before = self._prepared(place, linear, damping), self._compiler.count
+        try:
+            answer = self._computed(place, ready, first=reference is not None)
+        except Exception as error:
+            if is_shortage(error):
+                raise
+            self.refused = f"it failed ({_said(error)})"
+            draws.restore()
+            return None
+        solved = self._read(answer, ready, linear)
+        if self._compiler.count > before:
+            self._probes = self.settings.probes
+        if solved is not None and self._probes:
+            self.refused = self._examined(answer, place, damping, draws, reference)
+            self._probes -= 1
+        if self._compiler.count > before or solved is None:
+            draws.restore()  # there may be no pinned block around, and eager code may follow
+        return None if self.refused is not None else solved
 
-    def _give_up(self, why: str, row: Row) -> Row:
-        self.left_out = f"compile=True is left out: {why}; the iterations run eagerly"
-        return row
+    def _examined(
+        self, answer: Any, place: Place, damping: float, draws: guards.Draws, reference: Reference | None
+    ) -> str | None:
+        """Return what is wrong with an answer, compared with eager products at the same point."""
+        self.random = drew(draws, self.device)
+        if self.random and self._count > WHOLE:
+            return f"it draws random numbers and makes more than {WHOLE} products, in graphs that would draw their own"
+        reference = reference or Reference(place, damping, draws)
+        return reference.compare(answer, self.settings.limit(answer["value"].dtype))
+
+    def _computed(self, place: Place, ready: _Ready, *, first: bool) -> Any:
+        """Run the compiled code."""
+        params, hparams = tree.detached(place.params), tree.detached(place.hparams)
+        ready.started = int(place.start is not None)
+        layout = None if place.start is None and ready.vector is None else Layout.of(params)
+        start, vector = (None if v is None or layout is None else layout.views(v) for v in (place.start, ready.vector))
+        if self.settings.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        inputs = params, hparams, place.batch, place.outer_batch, ready.numbers, start, vector
+        with torch.no_grad(), _quiet() if first else nullcontext():
+            if self._count <= WHOLE:
+                answer = self._graph(self._count, last=True)(*inputs, None)
+            else:
+                answer = self._in_blocks(inputs)
+        if self.settings.cuda_graphs:  # the next replay writes where this answer lies
+            answer = torch.utils._pytree.tree_map_only(Tensor, torch.clone, answer)
+        return answer
+
+    def _in_blocks(self, inputs: tuple[Any, ...]) -> Any:
+        carry, left = None, self._count
+        while left and not (carry is not None and "bent" in carry and bool(_over(carry))):
+            block = min(BLOCK, left)
+            carry = self._graph(block, last=False)(*inputs, carry)
+            left -= block
+        return self._graph(0, last=True)(*inputs, carry)
+
+    def _graph(self, count: int, *, last: bool) -> Any:
+        found = self._graphs.get((count, last))
+        if found is None:
+            found = self._compiler(graph(self._losses, self._method, count, last=last))
+            self._graphs[count, last] = found
+        return found
+
+    def _prepared(self, place: Place, linear: Neumann | CG, damping: float) -> _Ready:
+        """Return the solver's numbers, from eager products where it has to estimate them first."""
+        numbers = self._constants(place, damping=damping) if damping else {}
+        if isinstance(linear, Neumann):
+            if linear.step is not None:
+                return _Ready(numbers | self._constants(place, step=linear.step), memory=place.memory)
+            vector = place.memory.get("top_vector")
+            if vector is not None:
+                return _Ready(numbers, vector, products=1, linearised=1)
+            operator = _operator(place, damping)
+            curvature, vector = top_curvature(operator, None, linear.power_steps)
+            numbers |= self._constants(place, step=1 / curvature if curvature > 0 else 1.0)
+            return _Ready(numbers, None, {"top_vector": vector}, operator.products, linearised=2)
+        numbers |= self._constants(place, rtol=linear.rtol, atol=linear.atol)
+        preconditioner = linear.preconditioner
+        if preconditioner is None or (place.problem.penalty is None and not damping):
+            return _Ready(numbers, memory=place.memory)
+        assert isinstance(preconditioner, PenaltyDiagonal)
+        age, known = place.memory.get("solves", 0), place.memory.get("mean_curvature")
+        ready = _Ready(numbers, memory={"solves": age + 1, "mean_curvature": known})
+        if known is None or age % preconditioner.refresh == 0:
+            operator = _operator(place, damping)
+            memory = preconditioner.build(operator, place.memory)[1]
+            ready = _Ready(numbers, None, memory, operator.products, linearised=2)
+        ready.numbers["curvature"] = ready.memory["mean_curvature"]
+        return ready
+
+    def _constants(self, place: Place, **values: float) -> Tree:
+        """Return numbers as tensors, made anew where they changed: constants would be compiled in."""
+        for name, value in values.items():
+            if self._numbers.get(name, (None, None))[0] != value:
+                like = next(iter(place.params.values()))
+                self._numbers[name] = value, torch.tensor(value, dtype=like.dtype, device=like.device)
+        return {name: self._numbers[name][1] for name in values}
+
+    def _read(self, answer: Any, ready: _Ready, linear: Neumann | CG) -> Solved | None:
+        """Return what the code found, ``None`` for what only the eager path can name; one look at the device."""
+        numbers: list[float] = answer["numbers"].tolist()
+        self.doubt = None
+        if not math.isfinite(sum(numbers)):
+            self.doubt = "it met NaN or infinity where the eager one does not"
+        if self.doubt is not None or not numbers[6]:
+            return None
+        value: Any = answer["solution"]
+        memory = ready.memory
+        if isinstance(linear, Neumann):
+            status, residual, bent, products = _neumann_told(numbers[6:], linear.terms, answer["numbers"].dtype)
+            if status is Status.DIVERGED:
+                self.doubt = "it diverged where the eager one does not"
+                return None
+            if answer["vector"] is not None:
+                memory = {"top_vector": flat(answer["vector"])}
+        else:
+            status, residual, bent, products = _cg_told(numbers[6:])
+            products += ready.started
+            value = flat(value)
+        result = LinearResult(value, status, residual, products + ready.products, bent, memory)
+        loss, reach, gap, slope = numbers[:4]
+        scales = Scales(loss, abs(slope), gap, lambda: reach)
+        return Solved(answer["grads"], answer["value"], scales, result, ready.linearised, self._mixed)
 
 
-def _with_own_code(function: Any) -> Any:
-    """Return the same function on a copy of its code, to which alone the compiler's limit of recompilations applies."""
-    code, closure = function.__code__.replace(), function.__closure__
-    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+class _Ready:
+    """What a solve begins with."""
+
+    def __init__(
+        self,
+        numbers: Tree,
+        vector: Tensor | None = None,
+        memory: Memory | None = None,
+        products: int = 0,
+        linearised: int = 1,
+    ) -> None:
+        self.numbers, self.vector, self.memory = numbers, vector, memory or {}
+        self.products, self.linearised, self.started = products, linearised, 0
 
 
-def kind(batch: Any) -> Any:
-    """Return what two batches share for which one compiled graph serves: structure, shapes and dtypes."""
-    if isinstance(batch, Tensor):
-        return batch.shape, batch.dtype
-    if isinstance(batch, tuple | list):
-        return type(batch), *map(kind, batch)
-    if isinstance(batch, Mapping):
-        return type(batch), *((key, kind(part)) for key, part in batch.items())
-    return type(batch)
+def _operator(place: Place, damping: float) -> Operator:
+    with guards.again(guards.Draws.capture(tree.device_of(place.params), torch_only=True)):
+        return Operator.of(place.problem.linearise(place.params, place.hparams, place.batch), damping)
 
 
-Pieces = tuple[Tensor, Tensor, list[Tensor], Tensor, list[Tensor], Tensor]
+def _over(carry: dict[str, Tensor]) -> Tensor:
+    return carry["bent"] | (carry["length"] <= carry["target"]) | ~torch.isfinite(carry["length"])
 
 
-def pieces(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Pieces]:
-    """Return the function (θ, v, λ, inner batch, outer batch) → ∇_θ g, H v, (∂²g/∂θ∂λ)ᵀ v, ∂f/∂θ, ∂f/∂λ, f."""
-    names = list(outer_layout.shapes)
-    functions = problem.parts()
-    inner, outer, penalty = functions["inner"], functions["outer"], functions.get("penalty")
-
-    def call(function: Any, z: Tensor, lam: list[Tensor], batch: Any) -> Tensor:
-        trees = layout.views(z), dict(zip(names, lam, strict=True))
-        value: Tensor = function.function(*trees, batch) if function.takes_batch else function.function(*trees)
-        return value.reshape(())
-
-    def whole(z: Tensor, lam: list[Tensor], batch: Any) -> Tensor:
-        value = call(inner, z, lam, batch)
-        return value if penalty is None else value + call(penalty, z, lam, None)
-
-    def found(z: Tensor, v: Tensor, lam: list[Tensor], inner_batch: Any, outer_batch: Any) -> Pieces:
-        pulling: Any = torch.func.vjp(lambda z, lam: torch.func.grad(whole)(z, lam, inner_batch), z, lam)
-        slope, pull = pulling
-        product, mixed = pull(v)
-        (outer_slope, direct), value = torch.func.grad_and_value(
-            lambda z, lam: call(outer, z, lam, outer_batch), argnums=(0, 1)
-        )(z, lam)
-        return slope, product, mixed, outer_slope, direct, value
-
-    return found
+def _neumann_told(told: list[float], terms: int, dtype: torch.dtype) -> tuple[Status, float, bool, int]:
+    size, total, *last = told
+    lengths = [size, *last[-terms:]] if terms else [size]
+    noise = 100 * torch.finfo(dtype).eps * total
+    return status_of(lengths), lengths[-1] / size, grows(lengths, noise, symmetric=True), terms
 
 
-def one_point(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Row]:
-    """Return the function (θ, v, λ, inner batch, outer batch) → the derivatives as one vector."""
-    derive = pieces(problem, layout, outer_layout)
-
-    def row(z: Tensor, v: Tensor, lam: list[Tensor], inner: Any, outer: Any) -> Row:
-        slope, product, mixed, outer_slope, direct, value = derive(z, v, lam, inner, outer)
-        looked = torch.stack([value, torch.dot(v, v), torch.dot(v, product), torch.dot(product, product)])
-        flat = [part.reshape(-1) for part in (*mixed, outer_slope, *direct)]
-        return torch.cat([slope, product, *flat, looked])
-
-    return row
+def _cg_told(told: list[float]) -> tuple[Status, float, bool, int]:
+    size, length, least, made, target, bent = told
+    stopped = Status.NEGATIVE_CURVATURE if bent else Status.MAX_STEPS
+    return Status.CONVERGED if length <= target else stopped, least / size, bool(bent), int(made)
 
 
-def several_moves(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[..., Row]:
-    """Return the function (θ, q, λ, inner batches, outer batches, steps) of several iterations of SOBA.
-
-    It returns θ and q after them, the last direction for λ, f, and ‖q‖², qᵀHq, ‖Hq‖² of each, as one vector.
-    """
-    derive = pieces(problem, layout, outer_layout)
-
-    def moved(z: Tensor, q: Tensor, lam: list[Tensor], inner: Any, outer: Any, steps: Tensor) -> Row:
-        looked: list[Tensor] = []
-        for below, above, step in zip(inner, outer, steps.unbind(), strict=True):
-            slope, product, mixed, outer_slope, direct, value = derive(z, q, lam, below, above)
-            looked += [torch.dot(q, q), torch.dot(q, product), torch.dot(product, product)]
-            z, q = z - step[0] * slope, q - step[1] * (product - outer_slope)
-        last = [(d - m).reshape(-1) for d, m in zip(direct, mixed, strict=True)]
-        return torch.cat([z, q, *last, torch.stack([value, *looked])])
-
-    return moved
+def _quiet() -> AbstractContextManager[Any]:
+    """Return a block without the compiler's own warnings."""
+    return warnings.catch_warnings(action="ignore")
 
 
-def differing(found: Row, expected: Row, sizes: Mapping[str, int]) -> str:
-    """Return which part of two vectors differs by more than rounding, in words, or nothing."""
-    tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    place = 0
-    for name, size in sizes.items():
-        one, other = found[place : place + size], expected[place : place + size]
-        gap, length = torch.linalg.vector_norm(one - other), torch.linalg.vector_norm(other)
-        if not bool(gap <= tolerance * torch.clamp(length, min=1e-3)):
-            return f"{name} differs by {float(gap / length):.1e}"
-        place += size
-    return ""
+def _said(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -17,7 +17,7 @@ from hypergrad.algorithm import Cost
 from hypergrad.data import Fixed, Partitioned, Sampler
 from hypergrad.errors import InputError
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.compiled import Compiled, one_point, several_moves
+from hypergrad.solvers.bilevel.compiled_oracles import Compiled, one_point, several_moves
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Layout, Tree
 
@@ -119,8 +119,9 @@ class Oracles:
         self._looked: list[Tensor] = []
         self.compiled: Compiled | None = None
         if compile:
-            found = problem.compiled.get("single loop")
-            self.compiled = problem.compiled.setdefault("single loop", Compiled(problem)) if found is None else found
+            self.compiled = problem.memo.get("single loop")
+            if self.compiled is None:
+                self.compiled = problem.memo["single loop"] = Compiled(problem)
 
     def slope(self, z: Tensor, batch: Any, hparams: Tree | None = None) -> Tensor:
         """Return ∇_θ g on a batch; one inner gradient."""

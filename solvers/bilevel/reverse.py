@@ -13,7 +13,8 @@ from hypergrad import guards, tree
 from hypergrad.inner import Iterate, Slots, UpdateRule
 from hypergrad.problem import Problem
 from hypergrad.stationarity import explained
-from hypergrad.tree import Tree, Versions
+from hypergrad.tree import Tree
+from hypergrad.versions import Versions
 
 Keep = Literal["graph", "iterates", "sqrt", "log"]
 

@@ -191,9 +191,9 @@ def woodbury(part: Sketch, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
     core = half.mT @ scaled
     core.diagonal().add_(1)
     factor = torch.linalg.cholesky(core)
+    rest = torch.linalg.solve_triangular(factor, scaled.mT, upper=False)
 
     def apply(x: Tensor) -> Tensor:
-        inner = torch.cholesky_solve((scaled.mT @ x)[:, None], factor)[:, 0]
-        return x / diagonal - scaled @ inner
+        return torch.addmv(x / diagonal, rest.mT, rest @ x, alpha=-1)
 
     return apply
