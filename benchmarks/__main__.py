@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--smoke", action="store_true", help="tiny: shows that it runs, and nothing else")
     run.add_argument("--no-build", dest="build", action="store_false", help="take environments that are there only")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where torch rows run (cpu)")
-    run.add_argument("--timeout", type=float, default=600.0, help="seconds that one call of a row may take (600)")
+    run.add_argument("--timeout", type=_seconds, default=600.0, help="seconds that one call of a row may take (600)")
     results = commands.add_parser("results", help="write RESULTS.md from the JSON files")
     for command in (run, results):
         command.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for JSON and PNG")
@@ -46,15 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = line.parse_args(arguments)
     if given.command == "run" and given.device == "cuda" and not torch.cuda.is_available():
         line.error("--device cuda, but torch sees no CUDA device: leave --device out to measure on the CPU")
+    status = 0
     try:
         if given.command == "run":
             _run(given)
     except KeyboardInterrupt:
+        status = INTERRUPTED
         print(f"interrupted: what was measured is in {given.out}", file=sys.stderr)
-        return INTERRUPTED
     finally:
-        print(write_results(given.out))
-    return 0
+        if given.command == "results" or any((given.out / f"{name}.json").is_file() for name in SHEETS):
+            print(write_results(given.out))
+    return status
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -71,6 +73,16 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of rounds; expected an integer of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time; expected seconds above 0")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -19,6 +18,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 Tree = dict[str, Tensor]
 Objective = Callable[[Tree, Tree, tuple[Tensor, ...]], Tensor]
 
+BATCH = 64
+"""Examples in a batch, of both levels."""
 QUADRATIC = {"n": 32768, "m": 1024, "d": 10}
 LOGISTIC = {"n": 49984, "m": 91648, "p": 22}
 """Numbers of examples, multiples of the batch size: ijcnn1 has 49,990 and 91,701."""
@@ -44,7 +45,8 @@ def quadratic(p: int, n: int, m: int, d: int, seed: int = 0) -> Arrays:
 
     def rows(count: int, size: int) -> np.ndarray[Any, Any]:
         basis = np.linalg.qr(normal(size, size))[0]
-        return normal(count, size) @ (basis * np.logspace(-0.5, 0, size)) @ basis.T
+        found: np.ndarray[Any, Any] = normal(count, size) @ (basis * np.logspace(-0.5, 0, size)) @ basis.T
+        return found
 
     k = min(p, d)
     left, right = np.linalg.qr(normal(d, d))[0][:, :k], np.linalg.qr(normal(p, p))[0][:, :k]

@@ -13,8 +13,8 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy, dropout, linear, max_pool2d, scaled_dot_product_attention
 
 DEVICE = torch.device(os.environ.get("HYPERGRAD_BENCHMARK_DEVICE", "cpu"))
 """Where tensors live: the harness sets the variable for each process."""
@@ -89,12 +89,34 @@ def _transformer(params: Tree, x: Tensor) -> Tensor:
     return linear(x.mean(dim=1), params["head"])
 
 
+def _dropout(params: Tree, x: Tensor) -> Tensor:
+    """Return class scores of a network with one hidden layer, of whose units a tenth is dropped."""
+    return linear(dropout(linear(x, params["weight0"]).relu(), 0.1, training=True), params["weight1"])
+
+
+class _Normalised(nn.Module):
+    """The same network with its hidden layer normalised over the batch, which moves running statistics."""
+
+    def __init__(self, units: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(units, affine=False, device=DEVICE, dtype=dtype)
+
+    def forward(self, params: Tree, x: Tensor) -> Tensor:
+        return linear(self.norm(linear(x, params["weight0"])).relu(), params["weight1"])
+
+
+NORMS: list[nn.BatchNorm1d] = []
+"""The layers of the problems ``batchnorm`` that were made, for whoever asks how far their statistics moved."""
+
+
 def _norm(x: Tensor) -> Tensor:
     return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
 
 
 NETWORKS: dict[str, Callable[[Tree, Tensor], Tensor]] = {
     "logistic": _logistic,
+    "ridge": _logistic,
+    "dropout": _dropout,
     "mlp": _mlp,
     "convnet": _convnet,
     "transformer": _transformer,
@@ -105,10 +127,14 @@ def task(network: str, arrays: Arrays) -> Task:
     """Return a problem as torch functions.
 
     Args:
-        network: one of :data:`NETWORKS`.
+        network: one of :data:`NETWORKS`, or ``"batchnorm"``.
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
-    call = NETWORKS[network]
+    if network == "batchnorm":
+        module = _Normalised(len(arrays["params.weight0"]), torch.from_numpy(arrays["x"]).dtype)
+        NORMS.append(module.norm)
+    call = module if network == "batchnorm" else NETWORKS[network]
+    loss = _squares if network == "ridge" else cross_entropy
     given = {key: torch.from_numpy(np.ascontiguousarray(value)).to(DEVICE) for key, value in arrays.items()}
     params, hparams = (
         {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
@@ -116,12 +142,17 @@ def task(network: str, arrays: Arrays) -> Task:
     )
 
     def data(params: Tree, _hparams: Tree) -> Tensor:
-        return cross_entropy(call(params, given["x"]), given["y"])
+        return loss(call(params, given["x"]), given["y"])
 
     def outer(params: Tree, _hparams: Tree) -> Tensor:
-        return cross_entropy(call(params, given["x_valid"]), given["y_valid"])
+        return loss(call(params, given["x_valid"]), given["y_valid"])
 
     return Task(params, hparams, data, penalty, outer)
+
+
+def _squares(values: Tensor, targets: Tensor) -> Tensor:
+    """Return half the mean squared distance of an example's outputs."""
+    return 0.5 * (values - targets).square().sum(1).mean()
 
 
 def shapes(network: str, width: int, inputs: int, classes: int) -> dict[str, tuple[int, ...]]:

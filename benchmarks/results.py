@@ -8,24 +8,46 @@ from typing import Any
 
 from benchmarks.sheets import SHEETS
 
+KEYS = {"sheet", "title", "finished", "smoke", "machine", "about", "columns", "cases", "claims"}
+"""What the JSON of a sheet has."""
+
 
 def write_results(folder: Path) -> str:
     """Write ``RESULTS.md`` beside the folder of JSON files, whole, and return its path.
 
     Args:
         folder: where ``python -m benchmarks run`` wrote.
+
+    Raises:
+        SystemExit: no sheet in the folder, or a file that is none.
     """
-    found = [json.loads(path.read_text()) for name in SHEETS if (path := folder / f"{name}.json").is_file()]
+    found = [_read(path) for name in SHEETS if (path := folder / f"{name}.json").is_file()]
     if not found:
         raise SystemExit(f"{folder} holds no sheet: run python -m benchmarks run all --out {folder}")
-    path = folder.parent / "RESULTS.md" if folder.name == "results" else folder / "RESULTS.md"
+    beside = folder.name == "results"
+    path = folder.parent / "RESULTS.md" if beside else folder / "RESULTS.md"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(_page(found)) + "\n", encoding="utf-8")
+    temporary.write_text("\n".join(_page(found, "results/" if beside else "")) + "\n", encoding="utf-8")
     temporary.replace(path)
     return str(path)
 
 
-def _page(sheets: list[dict[str, Any]]) -> list[str]:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        sheet = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(
+            f"{path} is no JSON ({error}): delete it and run python -m benchmarks run {path.stem}"
+        ) from None
+    missing = sorted(KEYS - sheet.keys()) if isinstance(sheet, dict) else sorted(KEYS)
+    if missing:
+        lacks = f"it lacks {', '.join(missing)}"
+        raise SystemExit(f"{path} is no sheet ({lacks}): delete it and run python -m benchmarks run {path.stem}")
+    found: dict[str, Any] = sheet
+    return found
+
+
+def _page(sheets: list[dict[str, Any]], pictures: str) -> list[str]:
     lines = [
         "# Results",
         "",
@@ -51,7 +73,8 @@ def _page(sheets: list[dict[str, Any]]) -> list[str]:
         lines.append(f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}.")
         if sheet["about"]:
             lines += ["", sheet["about"]]
-        lines += ["", f"![{sheet['title']}](results/{sheet['sheet']}.png)"]
+        if sheet["finished"]:
+            lines += ["", f"![{sheet['title']}]({pictures}{sheet['sheet']}.png)"]
         for case, entry in sheet["cases"].items():
             lines += ["", f"### {case}", "", *_table(entry["rows"], sheet["columns"])]
     return lines

@@ -14,10 +14,9 @@ from torch import Tensor
 
 import hypergrad as hg
 from benchmarks import finite_sums
-from benchmarks.finite_sums import Arrays, LogisticTruth, QuadraticTruth, Tree
-from hypergrad.schedules import Schedule, power
+from benchmarks.finite_sums import BATCH, Arrays, LogisticTruth, QuadraticTruth, Tree
+from hypergrad.schedules import power
 
-BATCH = 64
 STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0)
 """The one grid: the step of θ at the beginning, and that of λ over it."""
 
@@ -40,7 +39,13 @@ class Recipe:
 
 def recipes(batches: int) -> dict[str, Recipe]:
     """Return the methods; those with a period or a coin see the whole data once in ``batches`` iterations."""
-    half, third = (lambda a: power(a, 1 / 2)), (lambda a: power(a, 1 / 3))
+
+    def half(a: float) -> Callable[[int], float]:
+        return power(a, 1 / 2)
+
+    def third(a: float) -> Callable[[int], float]:
+        return power(a, 1 / 3)
+
     return {
         "SOBA": Recipe(lambda a: hg.SOBA(step_size=half(a)), 1 / 2),
         "SABA": Recipe(lambda a: hg.SABA(step_size=a)),
@@ -102,17 +107,18 @@ class Task:
     def problem(self, seed: int = 0) -> tuple[hg.Problem, tuple[Counted, Counted]]:
         """Return the problem with fresh samplers, and its two objectives, which count."""
         inner, outer = (Counted(function) for function in self.functions)
-        samplers = {
-            f"{name}_data": hg.Partition(*tensors, batch_size=BATCH, seed=2 * seed + place)
-            for place, (name, tensors) in enumerate(zip(("inner", "outer"), self.data, strict=True))
-        }
-        return hg.Problem(inner, outer, hparams_domain=self.domain, **samplers), (inner, outer)
+        below, above = (
+            hg.Partition(*tensors, batch_size=BATCH, seed=2 * seed + place) for place, tensors in enumerate(self.data)
+        )
+        problem = hg.Problem(inner, outer, inner_data=below, outer_data=above, hparams_domain=self.domain)
+        return problem, (inner, outer)
 
     def whole(self) -> tuple[hg.Problem, tuple[Counted, Counted]]:
         """Return the problem on all data at once."""
         inner, outer = (Counted(function) for function in self.functions)
-        data = {f"{name}_data": hg.Fixed(part) for name, part in zip(("inner", "outer"), self.data, strict=True)}
-        return hg.Problem(inner, outer, hparams_domain=self.domain, **data), (inner, outer)
+        below, above = (hg.Fixed(part) for part in self.data)
+        problem = hg.Problem(inner, outer, inner_data=below, outer_data=above, hparams_domain=self.domain)
+        return problem, (inner, outer)
 
 
 @final
@@ -152,7 +158,9 @@ class Curve:
 
     def row(self) -> dict[str, Any]:
         """Return what is written."""
-        row: dict[str, Any] = {key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()}
+        row: dict[str, Any] = {
+            key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()
+        }
         return {**row, "reached": self.reached, "seconds": self.cpu[-1], "total_calls": round(self.calls[-1])}
 
 
@@ -179,7 +187,7 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
                 found, state = algorithm.step(problem, state, hparams)
                 moved = {"x": torch.sub(hparams["x"], found.grads["x"], alpha=rate(number))}
                 hparams, number = problem.project(moved), number + 1
-        except hg.NonFiniteError:
+        except hg.errors.NonFiniteError:
             break
         cpu, wall = cpu + time.process_time() - start, wall + time.perf_counter() - wall_start
         if not float(hparams["x"].abs().max()) < 1e6:
@@ -248,16 +256,16 @@ def exact(task: Task, algorithm: Any, iterations: int) -> Curve:
     return curve
 
 
-def best_known(task: Task, limit: float) -> None:
-    """Find F* by L-BFGS-B on the truth, and let gaps be taken to it."""
+def best_known(task: Task, limit: float) -> float:
+    """Return F*, found by L-BFGS-B on the truth, and let gaps be taken to it."""
     from scipy.optimize import minimize
 
     truth = task.truth
     assert isinstance(truth, LogisticTruth)
     bounds = [(-limit, limit)] * len(task.hparams["x"])
     options = {"maxiter": 500, "maxcor": 30, "gtol": 1e-13, "ftol": 1e-16}
-    found = minimize(truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = minimize(
+        truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
     truth.best = float(found.fun)
-
-
-__all__ = ["Curve", "Recipe", "Schedule", "Task", "best_known", "exact", "follow", "recipes", "tune"]
+    return truth.best

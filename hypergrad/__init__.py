@@ -87,6 +87,7 @@ from hypergrad.solvers.linear import NormalCG as NormalCG
 from hypergrad.solvers.linear import Nystrom as Nystrom
 from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditioner
 from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
+from hypergrad.solvers.linear import Recycled as Recycled
 from hypergrad.solvers.linear import Scipy as Scipy
 from hypergrad.solvers.linear import Stochastic as Stochastic
 from hypergrad.splits import Split as Split
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from hypergrad.solvers.bilevel import BSVRBv1 as BSVRBv1
     from hypergrad.solvers.bilevel import BSVRBv2 as BSVRBv2
     from hypergrad.solvers.bilevel import Choice as Choice
+    from hypergrad.solvers.bilevel import Compiled as Compiled
     from hypergrad.solvers.bilevel import Direct as Direct
     from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
     from hypergrad.solvers.bilevel import Forecast as Forecast

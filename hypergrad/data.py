@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hypergrad.errors import InputError
 
-
 BLOCK = 256
 """Draws of a :class:`Partition` that one generator makes."""
 

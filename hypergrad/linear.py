@@ -85,6 +85,7 @@ class Operator:
         redraw: returns the operator on a fresh batch, for stochastic solvers.
         image: ``image(y, v, d)`` sets y ← B v + d ⊙ v for another vector y (``None`` stands for d = 0), where that is
             quicker than ``product`` on zeros.
+        block: ``block(vectors)`` returns B v for each row v, where that is faster than one by one.
 
     Attributes:
         products: products made so far.
@@ -100,9 +101,10 @@ class Operator:
         transpose: Product | None = None,
         redraw: Callable[[], Operator] | None = None,
         image: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+        block: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Keep the functions."""
-        self._image = image
+        self._image, self._block = image, block
         self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
         self.size = like.size if isinstance(like, Layout) else like.numel()
         self.dtype, self.device = like.dtype, like.device
@@ -132,6 +134,7 @@ class Operator:
             transpose=transpose,
             redraw=redraw,
             image=stationarity.image,
+            block=stationarity.images,
         )
 
     def multiply(self, y: Tensor, v: Tensor) -> None:
@@ -162,6 +165,21 @@ class Operator:
         self.products += 1
         try:
             self._product(y, v, alpha, scale, shift)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.is_shortage(error):
+                raise
+            raise shortage.in_product(self.products, error) from error
+
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return B v for each row v of a matrix, without the known diagonal; one product a row."""
+        if self._block is None:
+            rows = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+            for row, v in zip(rows, vectors.contiguous(), strict=True):
+                self.add_rest(row, v)
+            return rows
+        self.products += len(vectors)
+        try:
+            return self._block(vectors)
         except (RuntimeError, MemoryError) as error:
             if not shortage.is_shortage(error):
                 raise
@@ -235,6 +253,21 @@ class Preconditioner(ABC):
     @abstractmethod
     def budget(self, size: int) -> int:
         """Return the products of the first build with ``size`` unknowns."""
+
+    def room(self, memory: Memory) -> int:
+        """Return how many products of the coming solve it wants to learn from; none by default."""
+        return 0
+
+    def learn(self, memory: Memory, directions: Tensor, images: Tensor, products: int) -> Memory:
+        """Return the memory after a solve.
+
+        Args:
+            memory: what :meth:`build` returned for this solve.
+            directions: the first vectors v of the solve, one a row, :meth:`room` of them at most.
+            images: B v, one a row, without the operator's known diagonal.
+            products: products of the solve, those of :meth:`build` not counted.
+        """
+        return memory
 
 
 class LinearSolver(ABC):

@@ -55,7 +55,7 @@ def smaller_plan(algorithm: Algorithm[Any]) -> tuple[Algorithm[Any] | None, list
         smaller = dataclasses.replace(plain, directions=settings["directions"] // 2)
         advice.append(f"pass directions={settings['directions'] // 2}, one tangent of the parameters each")
     linear: Any = settings.get("linear")
-    for name in ("restart", "rank"):
+    for name in ("restart", "rank", "keep"):
         for part in (linear, getattr(linear, "preconditioner", None)):
             if getattr(part, name, 1) > 1:
                 held: Any = part

@@ -251,6 +251,14 @@ def norm(tree: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
+def numbers(*scalars: Tensor) -> list[float]:
+    """Return the values of 0-d tensors with one look at the device."""
+    if scalars[0].device.type == "cpu":  # nothing to wait for, and a stack costs more than the looks
+        return [scalar.item() for scalar in scalars]
+    found: list[float] = torch.stack(list(scalars)).tolist()
+    return found
+
+
 def dense(value: Tensor) -> Tensor:
     """Return a sparse gradient with all its zeros, and any other tensor as it is."""
     return value.to_dense() if value.is_sparse else value
@@ -266,18 +274,9 @@ def _entries(value: Tensor) -> Tensor:
     return value.coalesce().values() if value.is_sparse else value
 
 
-def is_finite(tensors: list[Tensor]) -> bool:
-    """Return whether no tensor holds NaN or infinity; one look at the device. Sparse tensors are looked at apart."""
-    dense = [value for value in tensors if not value.is_sparse]
-    sparse = [value for value in tensors if value.is_sparse]
-    norms = torch._foreach_norm(dense)  # pyright: ignore[reportPrivateImportUsage]
-    norms = [*norms, *(torch.linalg.vector_norm(_entries(value)) for value in sparse)]
-    return bool(torch.isfinite(torch.stack(norms).sum()))
-
-
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
-    if not tree or math.isfinite(float(norm(tree))):
+    if not tree or math.isfinite(norm(tree).item()):
         return None
     return next((key for key, value in tree.items() if not bool(torch.isfinite(_entries(value)).all())), None)
 
@@ -375,38 +374,6 @@ def moved(state: Any, device: torch.device) -> Any:
         return state.to(device)
     if isinstance(state, dict):
         return {key: moved(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(moved(value, device) for value in state)
     return state
-
-
-class Versions:
-    """What torch's counters of in-place changes say about named trees, to compare with later."""
-
-    def __init__(self, **trees: Mapping[str, Tensor]) -> None:
-        """Read the counters."""
-        self.trees = trees
-        self.before = {name: [tensor._version for tensor in tree.values()] for name, tree in trees.items()}
-
-    def changed(self) -> list[str]:
-        """Return the tensors that were changed in place since then, such as ``params['w']``."""
-        return [
-            f"{name}[{key!r}]"
-            for name, tree in self.trees.items()
-            for (key, tensor), before in zip(tree.items(), self.before[name], strict=True)
-            if tensor._version != before
-        ]
-
-    def check(self) -> None:
-        """Raise :class:`~hypergrad.errors.InputError` for tensors that were changed in place."""
-        changed = self.changed()
-        if changed:
-            raise changed_in_place(", ".join(changed))
-
-
-def changed_in_place(what: str) -> InputError:
-    """Return the error for tensors that a graph needs as they were."""
-    return InputError(
-        passed=f"{what}, changed in place after the graph that needs it was recorded",
-        expected="tensors that stay as they are from the evaluation of an objective until its last product",
-        do="take the hypergradient before an optimizer steps or a buffer is refilled, or pass copies: "
-        "{key: value.clone() for key, value in params.items()}",
-    )

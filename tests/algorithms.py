@@ -69,6 +69,11 @@ IMPLICIT = [
         lambda known: hg.CG(rtol=rtol(known), preconditioner=hg.NystromPreconditioner(rank=2)),
         adaptive=True,
     ),
+    implicit(
+        "cg-recycled",
+        lambda known: hg.CG(rtol=rtol(known), preconditioner=hg.Recycled(keep=6)),
+        adaptive=True,
+    ),
     implicit("cg-looking-seldom", lambda known: hg.CG(rtol=rtol(known), check_every=7), adaptive=True),
     implicit("minres", lambda known: hg.MINRES(rtol=rtol(known)), adaptive=True),
     implicit("gmres", lambda known: hg.GMRES(rtol=rtol(known)), adaptive=True),

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "lazy", "streams", "version"),
-    ("factories", "settings", "shortage"),
-    ("backward", "evaluation", "outer_schedules", "schedules", "splits"),
+    ("factories", "memo", "settings", "shortage"),
+    ("backward", "evaluation", "outer_schedules", "schedules", "splits", "versions"),
     ("tree", "data", "domains", "loaders"),
     ("accumulated", "projections"),
     ("guards", "objective", "outside", "stationarity"),
@@ -88,10 +88,10 @@ SMOKE: dict[str, dict[str, Any]] = {
     "forecast": {"size": 8, "steps": 2, "repeats": 1},
     "live_cost": {"width": 2, "batch": 8, "weights": 300, "terms": 2, "repeats": 2},
     "optimizer_step": {"sizes": ((2, 10),), "repeats": 2},
-    "step_cost": {"width": 16, "batch": 8, "terms": 2, "repeats": 2},
+    "profile": {"networks": ("mlp", "logistic"), "terms": 2, "repeats": 1, "smoke": True},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
-PARTS = {"harness", "memory", "plots", "problems", "results"}
+PARTS = {"finite_sums", "harness", "memory", "plots", "problems", "results", "scaled", "single_loop"}
 """Modules of ``benchmarks/`` that benchmarks are made of."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -10,9 +11,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import hypergrad as hg
+from hypergrad import tree
 from hypergrad.linear import Preconditioner
 from hypergrad.solvers.linear.dense import materialise
-from hypergrad.stationarity import Stationarity
+from hypergrad.stationarity import Stationarity, rescale
 from hypergrad.tree import Tree
 
 DATA, TARGET = load_digits(return_X_y=True)
@@ -149,6 +151,112 @@ def test_nystrom_refreshes_when_asked(spread: System) -> None:
     assert costs[2] - costs[3] >= 4
 
 
+NARROW = dataclasses.replace(
+    PROBLEM,
+    inner=lambda params, _: torch.nn.functional.cross_entropy(X[TRAIN][:, ::3] @ params["weight"], Y[TRAIN]),
+    outer=lambda params, _: torch.nn.functional.cross_entropy(X[VALID][:, ::3] @ params["weight"], Y[VALID]),
+)
+
+
+def moving(*preconditioners: Preconditioner) -> list[tuple[list[int], list[float]]]:
+    """Return the products and errors of four outer steps whose penalties move, retrained."""
+    generator = torch.Generator().manual_seed(1)
+    params = {"weight": torch.zeros(22, 10, dtype=X.dtype)}
+    hparams = {"weight": torch.full_like(params["weight"], -12.0)}
+    algorithms = [hg.Implicit(hg.CG(rtol=1e-6, max_steps=1000, preconditioner=p)) for p in preconditioners]
+    states = [algorithm.init(NARROW, params, hparams) for algorithm in algorithms]
+    found: list[tuple[list[int], list[float]]] = [([], []) for _ in algorithms]
+    for _ in range(4):
+        params = hg.Newton(tolerance=1e-9, steps=100).run(NARROW, params, hparams).params
+        exact = hg.hypergradient(NARROW, params, hparams, hg.Implicit(hg.Dense())).grads["weight"]
+        for place, algorithm in enumerate(algorithms):
+            state = dataclasses.replace(states[place], params=params)
+            result, states[place] = algorithm.step(NARROW, state, tree.leaves(hparams))
+            found[place][0].append(result.report.cost.products)
+            found[place][1].append(float((result.grads["weight"] - exact).norm() / exact.norm()))
+        moved = 0.1 * torch.randn(22, 10, generator=generator, dtype=X.dtype)
+        hparams = {"weight": hparams["weight"] + moved}
+    return found
+
+
+def test_recycled_products_shorten_the_solves_of_a_moving_point() -> None:
+    sketched = hg.Recycled(hg.NystromPreconditioner(rank=20, oversample=0), keep=200)
+    (plain, _), (recycled, errors) = moving(hg.PenaltyDiagonal(), sketched)
+    assert max(errors) < 1e-5
+    assert recycled == sorted(recycled, reverse=True)
+    assert 3 * sum(recycled[1:]) < sum(plain[1:])
+
+
+def test_a_refined_preconditioner_is_the_inverse_on_what_it_has_seen(spread: System) -> None:
+    """M⁻¹ A s = s for the directions of the last solve, and M⁻¹ is symmetric and positive definite."""
+    preconditioner = hg.Recycled(keep=40)
+    memory: hg.linear.Memory = {}
+    for steps in (10, 15):
+        solver = hg.CG(rtol=1e-15, max_steps=steps, preconditioner=preconditioner)
+        memory = solver.solve(spread.operator, spread.b, memory=memory).memory
+    assert memory["sizes"] == [10, 15]
+    apply, _ = preconditioner.build(spread.operator, memory)
+    assert apply is not None
+    for direction in memory["directions"][10:]:
+        image = apply(spread.matrix @ direction)
+        assert float((image - direction).norm()) < 1e-8
+    inverse = torch.stack([apply(column) for column in torch.eye(len(spread.b), dtype=spread.b.dtype)])
+    assert torch.allclose(inverse, inverse.mT, atol=1e-9 * float(inverse.abs().max()))
+    assert float(torch.linalg.eigvalsh((inverse + inverse.mT) / 2)[0]) > 0
+
+
+def test_a_refined_preconditioner_follows_the_penalty(spread: System) -> None:
+    """The penalty's part of what was kept is that of the present penalty, so that no product is needed for it."""
+    solver = hg.CG(rtol=1e-15, max_steps=12, preconditioner=hg.Recycled(keep=12))
+    memory = solver.solve(spread.operator, spread.b, memory={}).memory
+    assert spread.stationarity.diagonal is not None
+    diagonal = 3 * spread.stationarity.diagonal.clone()
+    data = spread.matrix - torch.diag(diagonal / 3)
+
+    def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+        rescale(y, scale, shift)
+        y.add_(data @ v, alpha=alpha)
+
+    other = hg.Operator(product, spread.b, diagonal=diagonal)
+    apply, _ = hg.Recycled(keep=12).build(other, memory)
+    assert apply is not None
+    for direction in memory["directions"]:
+        assert float((apply(data @ direction + diagonal * direction) - direction).norm()) < 1e-8
+    assert other.products == 0, "the probe of the penalty's diagonal is kept as well"
+
+
+def test_recycling_starts_anew_once_the_point_has_wandered_off() -> None:
+    """All goes once the products beyond the fewest add up to more than those of the first solve, 30."""
+    preconditioner, row = hg.Recycled(keep=3), torch.ones(1, 4)
+    memory = preconditioner.learn({}, row, row, 30)
+    for products, excess in ((10, 0), (20, 10), (8, 10), (20, 22), (16, 30)):
+        memory = preconditioner.learn(memory, row[:0], row[:0], products)
+        assert (memory["excess"], memory["sizes"]) == (excess, [1])
+    assert preconditioner.learn(memory, row[:0], row[:0], 9) == {}
+
+
+def test_recycling_keeps_what_there_is_room_for() -> None:
+    a = torch.logspace(-3, 0, 60, dtype=torch.float64)
+    solver = hg.CG(rtol=1e-4, max_steps=200, preconditioner=hg.Recycled(keep=25))
+    b = torch.ones(60, dtype=torch.float64)
+    memory: hg.linear.Memory = {}
+    for scale in (1.0, 1.1, 1.2):
+        memory = solver.solve(lambda v, scale=scale: scale * a * v, b, memory=memory).memory  # type: ignore[misc]
+    assert sum(memory["sizes"]) == len(memory["directions"]) == len(memory["images"]) == 25
+    sizes = [*memory["sizes"], 0, 0][:3]
+    scales = torch.tensor([1.0, 1.1, 1.2], dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
+    assert torch.allclose(memory["images"], scales[:, None] * a * memory["directions"])
+
+
+def test_recycling_keeps_nothing_of_a_broken_product() -> None:
+    def broken(v: Tensor) -> Tensor:
+        return v * torch.nan
+
+    result = hg.CG(preconditioner=hg.Recycled()).solve(broken, torch.ones(3))
+    assert result.status is hg.Status.NON_FINITE
+    assert not result.memory
+
+
 def nearly_diagonal() -> tuple[Tensor, Tensor]:
     """A matrix of condition 1e4 that a diagonal explains."""
     generator = torch.Generator().manual_seed(0)
@@ -189,6 +297,6 @@ def test_hutchinson_diagonal_has_its_variance() -> None:
 
 
 def test_preconditioned_answers_are_as_exact(spread: System) -> None:
-    for preconditioner in (None, hg.PenaltyDiagonal(), hg.Jacobi(), hg.NystromPreconditioner(rank=30)):
+    for preconditioner in (None, hg.PenaltyDiagonal(), hg.Jacobi(), hg.NystromPreconditioner(rank=30), hg.Recycled()):
         value = hg.CG(rtol=1e-12, max_steps=2000, preconditioner=preconditioner).solve(spread.operator, spread.b).value
         assert float((value - spread.solution).norm() / spread.solution.norm()) < 1e-8

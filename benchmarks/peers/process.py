@@ -76,6 +76,7 @@ class Process:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self.timeout):
                 self._process.kill()
+                self._process.wait()
                 raise PeerError(f"no answer within {self.timeout:.0f} s")
         text = self._process.stdout.readline()
         if not text:
@@ -87,6 +88,8 @@ class Process:
 
     def _end(self) -> str:
         status = self._process.wait()
+        if self._noise.closed:
+            return f"ended with status {status}: closed"
         self._noise.seek(0)
         lines = [line.strip() for line in self._noise.read().splitlines() if line.strip()]
         return f"ended with status {status}: {lines[-1][:200] if lines else 'without a word'}"
@@ -169,15 +172,22 @@ class Row:
         self._ask("forget")
 
 
-def take_turns(rows: list[Row], repeats: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+def take_turns(
+    rows: list[Row], repeats: int, *, warm: bool = True
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Run every row once to warm up, then ``repeats`` times in turn, each round from another row on.
+
+    Args:
+        rows: prepared.
+        repeats: rounds that are measured.
+        warm: whether there is a first round that is not.
 
     Returns:
         The measurements of each row that answered every time, and the reason of each that did not.
     """
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     reasons: dict[str, str] = {}
-    for turn in range(-1, repeats):
+    for turn in range(-1 if warm else 0, repeats):
         shift = max(turn, 0) % max(len(rows), 1)
         for row in rows[shift:] + rows[:shift]:
             if row.name in reasons:

@@ -18,7 +18,7 @@ from betty.problems import ImplicitProblem, IterativeProblem
 from benchmarks import memory, problems
 from benchmarks.problems import Arrays, Task, task
 from benchmarks.rows.hand import Function
-from benchmarks.rows.modules import Leaves
+from benchmarks.rows.modules import Leaves, points
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -70,10 +70,18 @@ def _gradients(above: Any) -> list[Any]:
 
 def _implicit(configure: Any, products: Any) -> Any:
     def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
-        above, _, _ = _levels(task(name, arrays), Config(), configure(settings), ImplicitProblem, 1.0)
+        problem = task(name, arrays)
+        above, below, _ = _levels(problem, Config(), configure(settings), ImplicitProblem, 1.0)
+        given = points(problem, arrays)
 
         def run() -> dict[str, Any]:
-            return {"answer": _gradients(above), "counts": {"products": products(settings)}}
+            answer = []
+            for params, hparams in given:
+                if len(given) > 1:
+                    below.module.load(params)
+                    above.module.load(hparams)
+                answer += _gradients(above)
+            return {"answer": answer, "counts": {"products": products(settings) * len(given)}}
 
         return run
 

@@ -17,7 +17,7 @@ from boat_torch.boat_opt import Problem
 from benchmarks import memory, problems
 from benchmarks.problems import Arrays, Task, Tree, task
 from benchmarks.rows.hand import Function
-from benchmarks.rows.modules import Leaves
+from benchmarks.rows.modules import Leaves, points
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -51,13 +51,19 @@ def _row(operations: list[str], products: Any) -> Any:
         solver = Problem(_config(operations, lower, upper, settings), _losses())
         solver.build_ll_solver()
         solver.build_ul_solver()
-        feed = {"problem": problem}
+        feed, given = {"problem": problem}, points(problem, arrays)
 
         def run() -> dict[str, Any]:
-            for value in hparams:
-                value.grad = None
-            grads, _ = solver.run_iter(feed, feed, 0)
-            return {"answer": [grad.cpu().numpy() for grad in grads], "counts": products(settings)}
+            answer = []
+            for theta, logs in given:
+                if len(given) > 1:
+                    lower.load(theta)
+                    upper.load(logs)
+                for value in hparams:
+                    value.grad = None
+                grads, _ = solver.run_iter(feed, feed, 0)
+                answer += [grad.cpu().numpy() for grad in grads]
+            return {"answer": answer, "counts": {key: count * len(given) for key, count in products(settings).items()}}
 
         return run
 

@@ -14,8 +14,9 @@ import torch
 from curvlinops import CGInverseLinearOperator, HessianLinearOperator, NeumannInverseLinearOperator
 
 from benchmarks import memory, problems
-from benchmarks.problems import Arrays, Task, Tree, task
+from benchmarks.problems import Arrays, Task, task
 from benchmarks.rows.hand import Function
+from benchmarks.rows.modules import Leaves, points
 
 peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
@@ -28,14 +29,14 @@ def version() -> str:
 class Objective(torch.nn.Module):
     """The training loss as a model of its parameters; the batch says nothing."""
 
-    def __init__(self, problem: Task, hparams: Tree) -> None:
+    def __init__(self, problem: Task) -> None:
         super().__init__()
-        self.problem, self.hparams = problem, hparams
-        self.leaves = torch.nn.ParameterList([torch.nn.Parameter(value.clone()) for value in problem.params.values()])
+        self.problem = problem
+        self.lower, self.upper = Leaves(problem.params), Leaves(problem.hparams)
 
     def forward(self, _batch: torch.Tensor) -> torch.Tensor:
         """Return the loss."""
-        return self.problem.inner(dict(zip(self.problem.params, self.leaves, strict=True)), self.hparams)
+        return self.problem.inner(self.lower.tree(), self.upper.tree())
 
 
 class Same(torch.nn.Module):
@@ -51,19 +52,27 @@ class Same(torch.nn.Module):
 def _row(invert: Any, products: Any) -> Any:
     def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
         problem = task(name, arrays)
-        hparams = {key: value.detach().requires_grad_() for key, value in problem.hparams.items()}
-        model = Objective(problem, hparams)
-        theta = list(model.parameters())
+        model, given = Objective(problem), points(problem, arrays)
+        theta, logs = list(model.lower.parameters()), list(model.upper.parameters())
         nothing = torch.zeros(1, dtype=theta[0].dtype, device=theta[0].device)
-        hessian = HessianLinearOperator(model, Same(), theta, [(nothing, nothing)])
-        inverse = invert(hessian, settings)
+        inverse = invert(HessianLinearOperator(model, Same(), theta, [(nothing, nothing)]), settings)
 
-        def run() -> dict[str, Any]:
-            loss = problem.outer(dict(zip(problem.params, theta, strict=True)), hparams)
+        def hypergradient() -> list[Any]:
+            loss = problem.outer(model.lower.tree(), model.upper.tree())
             solved = inverse @ list(torch.autograd.grad(loss, theta))
             gradient = torch.autograd.grad(model(nothing), theta, create_graph=True)
-            grads = torch.autograd.grad(gradient, list(hparams.values()), [-value for value in solved])
-            return {"answer": [grad.cpu().numpy() for grad in grads], "counts": {"products": products(settings)}}
+            grads = torch.autograd.grad(gradient, logs, [-value for value in solved])
+            return [grad.cpu().numpy() for grad in grads]
+
+        def run() -> dict[str, Any]:
+            answer = []
+            for params, hparams in given:
+                if len(given) > 1:
+                    model.lower.load(params)
+                    model.upper.load(hparams)
+                answer += hypergradient()
+            count = products(settings)
+            return {"answer": answer, "counts": {"products": None if count is None else count * len(given)}}
 
         return run
 

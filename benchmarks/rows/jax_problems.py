@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -43,6 +44,11 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(logs, labels[:, None], axis=-1).mean()
 
 
+def squares(values: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return half the mean squared distance of an example's outputs."""
+    return 0.5 * ((values - targets) ** 2).sum(axis=1).mean()
+
+
 def _logistic(params: Tree, x: jax.Array) -> jax.Array:
     return x @ params["weight"]
 
@@ -82,6 +88,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 NETWORKS: dict[str, Callable[[Tree, jax.Array], jax.Array]] = {
     "logistic": _logistic,
+    "ridge": _logistic,
     "mlp": _mlp,
     "convnet": _convnet,
     "transformer": _transformer,
@@ -96,7 +103,7 @@ def task(network: str, arrays: Arrays) -> Task:
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
     jax.config.update("jax_enable_x64", arrays["x"].dtype == np.float64)
-    call = NETWORKS[network]
+    call, loss = NETWORKS[network], squares if network == "ridge" else cross_entropy
     given = {key: jnp.asarray(value) for key, value in arrays.items()}
     params, hparams = (
         {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
@@ -104,25 +111,52 @@ def task(network: str, arrays: Arrays) -> Task:
     )
 
     def inner(params: Tree, hparams: Tree) -> jax.Array:
-        return cross_entropy(call(params, given["x"]), given["y"]) + penalty(params, hparams)
+        return loss(call(params, given["x"]), given["y"]) + penalty(params, hparams)
 
     def outer(params: Tree, _hparams: Tree) -> jax.Array:
-        return cross_entropy(call(params, given["x_valid"]), given["y_valid"])
+        return loss(call(params, given["x_valid"]), given["y_valid"])
 
     return Task(params, hparams, inner, outer)
 
 
-def compiled(hypergradient: Callable[[Tree, Tree], Tree], problem: Task) -> Callable[[], list[np.ndarray[Any, Any]]]:
-    """Compile a hypergradient and return it as a function that waits for its answer.
+def points(problem: Task, arrays: Arrays) -> list[tuple[Tree, Tree]]:
+    """Return (θ, λ) of the problem, and those of later outer steps: ``later.1.params.NAME``, ``later.1.hparams.NAME``.
+
+    Args:
+        problem: made of the arrays.
+        arrays: the problem's, and perhaps those of later steps.
+    """
+    found = [(problem.params, problem.hparams)]
+    while any(key.startswith(f"later.{len(found)}.") for key in arrays):
+        params, hparams = (
+            {key: jnp.asarray(arrays[f"later.{len(found)}.{part}.{key}"]) for key in problem.params}
+            for part in ("params", "hparams")
+        )
+        found.append((params, hparams))
+    return found
+
+
+def compiled(
+    hypergradient: Callable[[Tree, Tree], Tree], problem: Task, arrays: Arrays, products: int | None
+) -> Callable[[], dict[str, Any]]:
+    """Compile a hypergradient and return a row's function, which waits for its answers and tells the compilation.
 
     Args:
         hypergradient: of θ and λ.
-        problem: where it is taken.
+        problem: made of the arrays.
+        arrays: the problem's, and perhaps those of later steps.
+        products: of one hypergradient, where known.
     """
+    began = time.process_time()
     program = jax.jit(hypergradient).lower(problem.params, problem.hparams).compile()
+    seconds, given = time.process_time() - began, points(problem, arrays)
 
-    def run() -> list[np.ndarray[Any, Any]]:
-        found = jax.block_until_ready(program(problem.params, problem.hparams))
-        return [np.asarray(found[key]) for key in problem.hparams]
+    def run() -> dict[str, Any]:
+        answer = []
+        for params, hparams in given:
+            found = jax.block_until_ready(program(params, hparams))
+            answer += [np.asarray(found[key]) for key in problem.hparams]
+        counts = {"products": None if products is None else products * len(given), "compile_seconds": seconds}
+        return {"answer": answer, "counts": counts}
 
     return run

@@ -32,8 +32,7 @@ def _implicit(solver: Any, products: Any) -> Any:
         def hypergradient(params: Tree, hparams: Tree) -> Any:
             return jax.grad(lambda at: problem.outer(solve(params, at), at))(hparams)
 
-        call = compiled(hypergradient, problem)
-        return lambda: {"answer": call(), "counts": {"products": products(settings)}}
+        return compiled(hypergradient, problem, arrays, products(settings))
 
     return build
 
@@ -55,8 +54,7 @@ def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Any:
     def hypergradient(params: Tree, hparams: Tree) -> Any:
         return jax.grad(lambda given: problem.outer(solver.run(params, given).params, given))(hparams)
 
-    call = compiled(hypergradient, problem)
-    return lambda: {"answer": call(), "counts": {}}
+    return compiled(hypergradient, problem, arrays, None)
 
 
 def _series(settings: Mapping[str, Any]) -> Any:

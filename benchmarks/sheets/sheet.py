@@ -217,7 +217,10 @@ class Processes:
         if peer in self._reasons:
             raise PeerError(self._reasons[peer])
         running = self._running.get(peer)
-        if running is None or not running.alive:
+        if running is not None and not running.alive:
+            running.close()
+            running = None
+        if running is None:
             try:
                 options = self.options
                 running = Process(peer, build=options.build, timeout=options.timeout, device=options.device)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hypergrad.solvers.bilevel.bsvrb import BSVRBv1 as BSVRBv1
     from hypergrad.solvers.bilevel.bsvrb import BSVRBv2 as BSVRBv2
     from hypergrad.solvers.bilevel.choosing import choose as choose
+    from hypergrad.solvers.bilevel.compiler import Compiled as Compiled
     from hypergrad.solvers.bilevel.direct import Direct as Direct
     from hypergrad.solvers.bilevel.f2sa import F2SA as F2SA
     from hypergrad.solvers.bilevel.forward import ForwardMode as ForwardMode
@@ -52,6 +53,7 @@ NAMES = {
     "bsa": ("BSA",),
     "bsvrb": ("BSVRBv1", "BSVRBv2"),
     "choosing": ("choose",),
+    "compiler": ("Compiled",),
     "direct": ("Direct",),
     "f2sa": ("F2SA",),
     "forward": ("ForwardMode",),

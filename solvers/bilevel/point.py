@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hypergrad import tree
@@ -43,7 +42,7 @@ class Point:
 
     def check(self, outer: OuterGradients) -> tuple[float, float, float]:
         """Return f, ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
-        loss, gap, steepness = numbers(outer.value, self.stationarity.length(), tree.norm(outer.params))
+        loss, gap, steepness = tree.numbers(outer.value, self.stationarity.length(), tree.norm(outer.params))
         when = "where training ended"
         if not (math.isfinite(loss) and math.isfinite(gap) and math.isfinite(steepness)):
             check_finite("the outer loss", {"f": outer.value}, when=when)
@@ -96,14 +95,6 @@ class Point:
             return Operator.of(fresh, self.damping)
 
         return redraw
-
-
-def numbers(*scalars: Tensor) -> list[float]:
-    """Return the values of 0-d tensors with one look at the device."""
-    if scalars[0].device.type == "cpu":  # nothing to wait for: a stack costs more than the looks
-        return [float(scalar) for scalar in scalars]
-    found: list[float] = torch.stack(scalars).tolist()
-    return found
 
 
 def _non_finite_product(name: str | None) -> NonFiniteError:

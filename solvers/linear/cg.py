@@ -22,6 +22,7 @@ from hypergrad.linear import (
 )
 from hypergrad.settings import check_counts, check_kind, check_numbers
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
+from hypergrad.solvers.linear.seen import Seen
 
 
 @final
@@ -83,9 +84,13 @@ class CG(LinearSolver):
         return self.max_steps + (0 if self.preconditioner is None else self.preconditioner.budget(size))
 
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
-        made, precondition = operator.products, None
+        whole, made, built = operator, operator.products, 0
+        precondition, seen = None, Seen(0, b)
         if self.preconditioner is not None:
             precondition, memory = self.preconditioner.build(operator, memory)
+            built = operator.products - made
+            seen = Seen(self.preconditioner.room(memory), b)
+            operator = seen.through(operator)
         size = float(torch.linalg.vector_norm(b))
         target = max(self.rtol * size, self.atol)
         every = check_period(self.check_every, b)
@@ -110,11 +115,14 @@ class CG(LinearSolver):
             status = _reached(residual, target)
             if status is None and bool(state.bent):
                 status = Status.NEGATIVE_CURVATURE
+        products = whole.products - made
+        if self.preconditioner is not None:
+            memory = self.preconditioner.learn(memory, *seen.rows(), products - built)
         return LinearResult(
             value=best,
             status=status or Status.MAX_STEPS,
             residual=least / size,
-            products=operator.products - made,
+            products=products,
             negative_curvature=bool(state.bent),
             memory=memory,
         )

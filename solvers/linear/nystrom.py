@@ -167,9 +167,7 @@ def sketch(operator: Operator, rank: int, seed: int) -> Sketch | None:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(operator.size, rank, generator=generator, dtype=torch.float64)
     omega = torch.linalg.qr(gaussian).Q.to(operator.device, operator.dtype)
-    image = torch.zeros(rank, operator.size, dtype=operator.dtype, device=operator.device)
-    for row, column in zip(image, omega.mT, strict=True):
-        operator.add_rest(row, column.contiguous())
+    image = operator.images(omega.mT)
     if not bool(torch.isfinite(image).all()):
         return None
     image = image.mT
@@ -191,9 +189,9 @@ def woodbury(part: Sketch, diagonal: Tensor) -> Callable[[Tensor], Tensor]:
     core = half.mT @ scaled
     core.diagonal().add_(1)
     factor = torch.linalg.cholesky(core)
+    rest = torch.linalg.solve_triangular(factor, scaled.mT, upper=False)
 
     def apply(x: Tensor) -> Tensor:
-        inner = torch.cholesky_solve((scaled.mT @ x)[:, None], factor)[:, 0]
-        return x / diagonal - scaled @ inner
+        return torch.addmv(x / diagonal, rest.mT, rest @ x, alpha=-1)
 
     return apply

@@ -37,6 +37,7 @@ SOLVERS: dict[str, hg.LinearSolver] = {
     "cg": hg.CG(),
     "cg-jacobi": hg.CG(preconditioner=hg.Jacobi()),
     "cg-nystrom": hg.CG(preconditioner=hg.NystromPreconditioner(rank=2)),
+    "cg-recycled": hg.CG(preconditioner=hg.Recycled()),
     "minres": hg.MINRES(),
     "gmres": hg.GMRES(),
     "normal-cg": hg.NormalCG(),

@@ -58,6 +58,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.PenaltyDiagonal: ("refresh",),
     hg.NystromPreconditioner: ("rank", "refresh"),
     hg.Nystrom: ("rank",),
+    hg.Recycled: ("keep",),
     hg.Neumann: ("power_steps",),
     hg.Stochastic: ("steps",),
     hg.Newton: ("steps", "max_size"),

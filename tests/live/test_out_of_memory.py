@@ -87,6 +87,7 @@ def build(bomb: Bomb, algorithm: Any) -> tuple[hg.Live, Net, nn.ParameterDict]:
 LINEAR: dict[str, Any] = {
     "cg": hg.CG(),
     "cg-nystrom": hg.CG(preconditioner=hg.NystromPreconditioner(rank=2)),
+    "cg-recycled": hg.CG(preconditioner=hg.Recycled(hg.NystromPreconditioner(rank=2), keep=4)),
     "minres": hg.MINRES(),
     "gmres": hg.GMRES(),
     "normal-cg": hg.NormalCG(),

@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, hg.Algorithm[Any]] = {
     "neumann": hg.Implicit(hg.Neumann(5), damping=3.0, stationarity=math.inf),
     "cg": hg.Implicit(hg.CG(), damping=3.0, stationarity=math.inf),
     "nystrom": hg.Implicit(hg.CG(preconditioner=hg.NystromPreconditioner(rank=2)), damping=3.0, stationarity=math.inf),
+    "recycled": hg.Implicit(hg.CG(preconditioner=hg.Recycled(keep=5)), damping=3.0, stationarity=math.inf),
     "trained": hg.Implicit(hg.CG(), inner=hg.GradientDescent(lr=0.05, steps=3), damping=3.0, stationarity=math.inf),
     "unrolled": hg.Unrolled(3, hg.Adam(lr=0.1), warm_start=True),
     "forward": hg.ForwardMode(3, hg.GradientDescent(lr=0.1), mode="random", directions=2),

@@ -146,6 +146,11 @@ RESUMED: dict[str, Callable[[], tuple[hg.Problem, Any, hg.outer.OuterMove]]] = {
         ),
         SGD,
     ),
+    "implicit-cg-recycled": lambda: (
+        plain(),
+        hg.Implicit(hg.CG(rtol=1e-2, preconditioner=hg.Recycled(keep=3)), inner=DESCENT, stationarity=math.inf),
+        SGD,
+    ),
     "implicit-neumann": lambda: (plain(), hg.Implicit(hg.Neumann(3), inner=DESCENT, stationarity=math.inf), SGD),
     "unrolled-momentum": lambda: (plain(), MOMENTUM, SGD),
     "unrolled-adam": lambda: (plain(), hg.Unrolled(4, hg.Adam(lr=0.05), keep="sqrt", warm_start=True), SGD),
