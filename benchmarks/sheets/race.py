@@ -189,10 +189,15 @@ def _measure(sheet: Sheet, case: Case, rounds: list[Round], processes: Processes
     smoke = sheet.options.smoke
     methods = [_shortened(method) if smoke else method for method in case.methods()]
     about = _first(case, methods, rounds[0], processes)
+    trials = {**case.trials, "seconds": 0.2} if smoke else case.trials
     traces: dict[str, list[Any]] = {}
     for seed, given in enumerate(rounds):
-        samplers = [Method("optuna", row, {**case.trials, "seed": seed}, module="race_optuna") for row in case.samplers]
-        with saved(given.arrays) as data, started([*methods, *samplers], case.problem, data, processes) as (rows, _):
+        samplers = [Method("optuna", row, {**trials, "seed": seed}, module="race_optuna") for row in case.samplers]
+        with (
+            saved(given.arrays) as data,
+            started([*methods, *samplers], case.problem, data, processes) as (rows, reasons),
+        ):
+            about |= {name: {"reason": reason} for name, reason in reasons.items()}
             names = list(rows)
             shift = seed % max(len(names), 1)
             for name in names[shift:] + names[:shift]:
@@ -200,11 +205,20 @@ def _measure(sheet: Sheet, case: Case, rounds: list[Round], processes: Processes
                     traces.setdefault(name, []).append(_raced(rows[name], given, first="optuna" not in name))
                 except PeerError as error:
                     about[name] = {"reason": str(error)}
-        found = {name: {**about.get(name, {}), **summary(seen)} for name, seen in traces.items()}
-        # rows in the order of the methods, and those that failed with their reasons
-        order = [method.name for method in (*methods, *samplers)]
-        failed = {name: row for name, row in about.items() if "reason" in row}
-        sheet.add(case.title, {name: failed.get(name) or found[name] for name in order if name in {**found, **failed}})
+                sheet.add(case.title, _table([*methods, *samplers], traces, about))
+
+
+def _table(
+    methods: Sequence[Method], traces: Mapping[str, Sequence[Any]], about: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return all rows so far, in the order of the methods; one that failed has its reason and nothing else."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in (method.name for method in methods):
+        if "reason" in about.get(name, {}):
+            found[name] = about[name]
+        elif name in traces:
+            found[name] = {**about.get(name, {}), **summary(traces[name])}
+    return found
 
 
 def _raced(row: Row, given: Round, *, first: bool) -> tuple[Trace, int | None, dict[str, float]]:
