@@ -45,7 +45,8 @@ def quadratic(p: int, n: int, m: int, d: int, seed: int = 0) -> Arrays:
 
     def rows(count: int, size: int) -> np.ndarray[Any, Any]:
         basis = np.linalg.qr(normal(size, size))[0]
-        return normal(count, size) @ (basis * np.logspace(-0.5, 0, size)) @ basis.T
+        found: np.ndarray[Any, Any] = normal(count, size) @ (basis * np.logspace(-0.5, 0, size)) @ basis.T
+        return found
 
     k = min(p, d)
     left, right = np.linalg.qr(normal(d, d))[0][:, :k], np.linalg.qr(normal(p, p))[0][:, :k]

@@ -15,9 +15,9 @@ from torch import Tensor
 import hypergrad as hg
 from benchmarks import finite_sums
 from benchmarks.finite_sums import BATCH, Arrays, LogisticTruth, QuadraticTruth, Tree
-from hypergrad.schedules import Schedule, power
+from hypergrad.schedules import power
 
-STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0)
+STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0, 100.0)
 """The one grid: the step of θ at the beginning, and that of λ over it."""
 
 
@@ -39,7 +39,13 @@ class Recipe:
 
 def recipes(batches: int) -> dict[str, Recipe]:
     """Return the methods; those with a period or a coin see the whole data once in ``batches`` iterations."""
-    half, third = (lambda a: power(a, 1 / 2)), (lambda a: power(a, 1 / 3))
+
+    def half(a: float) -> Callable[[int], float]:
+        return power(a, 1 / 2)
+
+    def third(a: float) -> Callable[[int], float]:
+        return power(a, 1 / 3)
+
     return {
         "SOBA": Recipe(lambda a: hg.SOBA(step_size=half(a)), 1 / 2),
         "SABA": Recipe(lambda a: hg.SABA(step_size=a)),
@@ -101,17 +107,18 @@ class Task:
     def problem(self, seed: int = 0) -> tuple[hg.Problem, tuple[Counted, Counted]]:
         """Return the problem with fresh samplers, and its two objectives, which count."""
         inner, outer = (Counted(function) for function in self.functions)
-        samplers = {
-            f"{name}_data": hg.Partition(*tensors, batch_size=BATCH, seed=2 * seed + place)
-            for place, (name, tensors) in enumerate(zip(("inner", "outer"), self.data, strict=True))
-        }
-        return hg.Problem(inner, outer, hparams_domain=self.domain, **samplers), (inner, outer)
+        below, above = (
+            hg.Partition(*tensors, batch_size=BATCH, seed=2 * seed + place) for place, tensors in enumerate(self.data)
+        )
+        problem = hg.Problem(inner, outer, inner_data=below, outer_data=above, hparams_domain=self.domain)
+        return problem, (inner, outer)
 
     def whole(self) -> tuple[hg.Problem, tuple[Counted, Counted]]:
         """Return the problem on all data at once."""
         inner, outer = (Counted(function) for function in self.functions)
-        data = {f"{name}_data": hg.Fixed(part) for name, part in zip(("inner", "outer"), self.data, strict=True)}
-        return hg.Problem(inner, outer, hparams_domain=self.domain, **data), (inner, outer)
+        below, above = (hg.Fixed(part) for part in self.data)
+        problem = hg.Problem(inner, outer, inner_data=below, outer_data=above, hparams_domain=self.domain)
+        return problem, (inner, outer)
 
 
 @final
@@ -139,11 +146,10 @@ class Curve:
         for values, value in zip(vars(self).values(), (cpu, wall, calls, *truth), strict=True):
             values.append(value)
 
-    @property
-    def reached(self) -> float:
-        """The smallest ‖∇F‖² of the last quarter of the time; infinity for a run that did not get there."""
-        late = [g for t, g in zip(self.cpu, self.gradient, strict=True) if t >= 0.75 * self.cpu[-1]]
-        return min((g for g in late if math.isfinite(g)), default=math.inf)
+    def reached(self, key: str) -> float:
+        """Return the smallest ``gradient`` or ``gap`` of the last quarter of the time; infinity without one."""
+        points = zip(self.cpu, getattr(self, key), strict=True)
+        return min((g for t, g in points if t >= 0.75 * self.cpu[-1] and math.isfinite(g)), default=math.inf)
 
     def first(self, key: str, limit: float) -> float | None:
         """Return the CPU seconds after which ``gradient`` or ``gap`` was first at most ``limit``."""
@@ -154,10 +160,24 @@ class Curve:
         row: dict[str, Any] = {
             key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()
         }
-        return {**row, "reached": self.reached, "seconds": self.cpu[-1], "total_calls": round(self.calls[-1])}
+        return {
+            **row,
+            "reached": self.reached("gradient"),
+            "seconds": self.cpu[-1],
+            "total_calls": round(self.calls[-1]),
+        }
 
 
-def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float, points: int = 12) -> Curve:
+def follow(
+    task: Task,
+    recipe: Recipe,
+    alpha: float,
+    ratio: float,
+    budget: float,
+    *,
+    points: int = 12,
+    from_second: bool = False,
+) -> Curve:
     """Run a method for some CPU seconds, each move of λ a plain step along its direction.
 
     Args:
@@ -167,12 +187,15 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
         ratio: first step of λ over it.
         budget: CPU seconds.
         points: of the curve, evenly spread in the logarithm over two decades.
+        from_second: whether the clock starts after the first step, which may visit every batch.
     """
     problem, counters = task.problem()
     algorithm, rate = recipe.make(alpha), power(alpha * ratio, recipe.decay)
     hparams, curve, number = dict(task.hparams), Curve(), 0
     state = algorithm.init(problem, task.params, hparams)
     cpu = wall = 0.0
+    if from_second:
+        _, state = algorithm.step(problem, state, hparams)
     for mark in np.geomspace(budget / 100, budget, points):
         start, wall_start = time.process_time(), time.perf_counter()
         try:
@@ -180,7 +203,7 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
                 found, state = algorithm.step(problem, state, hparams)
                 moved = {"x": torch.sub(hparams["x"], found.grads["x"], alpha=rate(number))}
                 hparams, number = problem.project(moved), number + 1
-        except hg.NonFiniteError:
+        except hg.errors.NonFiniteError:
             break
         cpu, wall = cpu + time.process_time() - start, wall + time.perf_counter() - wall_start
         if not float(hparams["x"].abs().max()) < 1e6:
@@ -194,10 +217,20 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
     return curve
 
 
-def tune(task: Task, recipe: Recipe, budget: float) -> tuple[float, float]:
-    """Return the step and ratio of the grid that reach the smallest ‖∇F‖² within some CPU seconds."""
-    grid = [(alpha, ratio) for alpha in STEPS for ratio in RATIOS]
-    reached = {setting: follow(task, recipe, *setting, budget, points=4).reached for setting in grid}
+def tune(task: Task, recipe: Recipe, budget: float, key: str) -> tuple[float, float]:
+    """Return the step and ratio of the grid that reach the least within some CPU seconds after the first step.
+
+    Args:
+        task: the problem.
+        recipe: the method.
+        budget: CPU seconds of each pair.
+        key: ``gradient`` or ``gap``: what is to become small.
+    """
+    reached = {
+        (alpha, ratio): follow(task, recipe, alpha, ratio, budget, points=4, from_second=True).reached(key)
+        for alpha in STEPS
+        for ratio in RATIOS
+    }
     return min(reached, key=reached.__getitem__)
 
 
@@ -249,8 +282,8 @@ def exact(task: Task, algorithm: Any, iterations: int) -> Curve:
     return curve
 
 
-def best_known(task: Task, limit: float) -> None:
-    """Find F* by L-BFGS-B on the truth, and let gaps be taken to it."""
+def best_known(task: Task, limit: float) -> float:
+    """Return F*, found by L-BFGS-B on the truth, and let gaps be taken to it."""
     from scipy.optimize import minimize
 
     truth = task.truth
@@ -261,6 +294,4 @@ def best_known(task: Task, limit: float) -> None:
         truth.solve, task.hparams["x"].numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )
     truth.best = float(found.fun)
-
-
-__all__ = ["Curve", "Recipe", "Schedule", "Task", "best_known", "exact", "follow", "recipes", "tune"]
+    return truth.best

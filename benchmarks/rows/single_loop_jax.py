@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_enable_x64", val=True)
 jax.config.update("jax_platforms", "cpu")
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

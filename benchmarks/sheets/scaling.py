@@ -145,7 +145,7 @@ def inner_steps(sheet: Sheet, processes: Processes) -> None:
     sheet.claim("exponent of memory in inner steps, implicit, absolute", None if flat is None else abs(flat), 0.02)
     claim(sheet, case, unrolled[1].label, "exponent of memory in inner steps, recomputed", 0.55)
     case = "time of a hypergradient, inner steps from 10 to 1,000"
-    decades = [replace(line, values=values[::2]) for line in lines]
+    decades = [replace(line, values=values[:: 1 if smoke else 2]) for line in lines]
     sheet.add(case, timed(decades, processes, 1, warm=False), axis="inner steps", unit="s")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -80,12 +82,14 @@ class Compiled:
         if len(self._functions) >= MOST:
             self._functions[key] = None
             return expected
-        function = torch.compile(make(), fullgraph=True, dynamic=False)
+        compiler: Any = torch.compile
+        function = compiler(_with_own_code(make()), fullgraph=True, dynamic=False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what the compiler remarks about itself
                 found = function(*arguments)
         except Exception as error:  # whatever the compiler raises is its own
-            text = next(iter(str(error).splitlines()), type(error).__name__)
+            text = " ".join(str(error).split())
             return self._give_up(f"the objectives cannot be compiled ({type(error).__name__}: {text[:200]})", expected)
         fault = differing(found, expected, sizes)
         if fault:
@@ -98,6 +102,12 @@ class Compiled:
     def _give_up(self, why: str, row: Row) -> Row:
         self.left_out = f"compile=True is left out: {why}; the iterations run eagerly"
         return row
+
+
+def _with_own_code(function: Any) -> Any:
+    """Return the same function on a copy of its code, to which alone the compiler's limit of recompilations applies."""
+    code, closure = function.__code__.replace(), function.__closure__
+    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
 
 
 def kind(batch: Any) -> Any:
@@ -130,7 +140,8 @@ def pieces(problem: Problem, layout: Layout, outer_layout: Layout) -> Callable[.
         return value if penalty is None else value + call(penalty, z, lam, None)
 
     def found(z: Tensor, v: Tensor, lam: list[Tensor], inner_batch: Any, outer_batch: Any) -> Pieces:
-        slope, pull = torch.func.vjp(lambda z, lam: torch.func.grad(whole)(z, lam, inner_batch), z, lam)
+        pulling: Any = torch.func.vjp(lambda z, lam: torch.func.grad(whole)(z, lam, inner_batch), z, lam)
+        slope, pull = pulling
         product, mixed = pull(v)
         (outer_slope, direct), value = torch.func.grad_and_value(
             lambda z, lam: call(outer, z, lam, outer_batch), argnums=(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Self, final
@@ -25,12 +25,13 @@ from hypergrad.algorithm import (
 )
 from hypergrad.errors import UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
+from hypergrad.linear import LinearResult, LinearSolver, Memory
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
-from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem
+from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem, excused
 from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
+from hypergrad.solvers.bilevel.implicit_remarks import Scales, remarks
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
@@ -81,11 +82,15 @@ class Implicit(Algorithm[ImplicitState]):
         damping: number of at least 0 added to H, in units of curvature; it biases the answer.
         stationarity: how far the rest of training may move the outer loss, at least 0, before a
             :class:`~hypergrad.errors.StationarityWarning` is given: relative to max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10).
+        compile: whether a whole hypergradient, without its training, is compiled by ``torch.compile``: True, or
+            :class:`~hypergrad.Compiled` with settings. Only with ``CG`` and ``Neumann``. What cannot be compiled, or
+            disagrees with eager products, is computed eagerly with a :class:`~hypergrad.errors.CompileWarning`.
 
     Cost: training; 1 inner gradient, 1 outer gradient; the linear solver's products and 1.
 
     Raises:
-        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate).
+        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate); ``compile`` with another
+            linear solver, a root, constraints, several outer batches as one, or for a backward pass.
         UnreachedError: a hyperparameter that enters nothing.
         TreeError: a ``response_vjp`` that returns other names or shapes than those of the hyperparameters.
         DivergenceError: a linear solve that diverged.
@@ -214,8 +219,8 @@ class Implicit(Algorithm[ImplicitState]):
         check_finite("the mixed product for hparams", grads, when="where training ended")
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
-        scales = _Scales(loss, abs(slope), gap, steepness, params)
-        report = self._report(scales, solution, kinks, cost, watch)
+        scales = Scales(loss, abs(slope), gap, steepness, params)
+        report = self._report(scales, solution, cost, watch, kinks)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
@@ -233,7 +238,8 @@ class Implicit(Algorithm[ImplicitState]):
         program = Program.of(problem, self.linear, self._compiler, device)
         if program.refused is not None:
             plain = dataclasses.replace(self, compile=False)
-            return self._excused(program, *plain.step(problem, state, hparams))
+            found, after = plain.step(problem, state, hparams)
+            return excused(found, repr(self), program), after
         reached = partial(self._check_reached, hparams) if state.steps == 0 else None
         with program.pinned(training=self.inner is not None):
             params, cost = self.trained(problem, state, hparams)
@@ -246,29 +252,15 @@ class Implicit(Algorithm[ImplicitState]):
                 found, after = plain.step(again, dataclasses.replace(state, params=params), hparams)
                 program.refused = program.refused or program.doubt
                 report = dataclasses.replace(found.report, cost=cost + found.report.cost, seconds=watch.seconds())
-                return self._excused(program, dataclasses.replace(found, report=report), after)
+                return excused(dataclasses.replace(found, report=report), repr(self), program), after
         result = solved.result
         made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
         cost = made if self.inner is None else cost + made
-        report = self._report(solved.scales, result, [], cost, watch)
+        report = self._report(Scales(*solved.scales, params), result, cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
         )
         return Hypergradient(solved.grads, params, solved.value, report), following
-
-    def _excused(
-        self, program: Program, found: Hypergradient, state: ImplicitState
-    ) -> tuple[Hypergradient, ImplicitState]:
-        """Say in the report of an eager hypergradient why it was not compiled."""
-        notes = dict(found.report.notes)
-        if program.refused is not None:
-            notes["compile"] = (
-                f"this hypergradient is computed eagerly, and so are those to come of this problem: compiled, "
-                f"{program.refused}; leave compile out, or write the objectives so that torch.compile takes them "
-                "whole (fullgraph=True) with a C++ compiler at hand"
-            )
-        report = dataclasses.replace(found.report, algorithm=repr(self), notes=notes)
-        return dataclasses.replace(found, report=report), state
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ* = response(λ) as θ* + S(∇_θ g(θ*, λ)), where S is 0 forwards and −H⁻¹ backwards.
@@ -318,75 +310,22 @@ class Implicit(Algorithm[ImplicitState]):
         return repr(self)
 
     def _report(
-        self,
-        scales: _Scales,
-        solution: LinearResult,
-        kinks: list[int],
-        cost: Cost,
-        watch: Stopwatch,
+        self, scales: Scales, solution: LinearResult, cost: Cost, watch: Stopwatch, kinks: Sequence[int] = ()
     ) -> Report:
-        loss, error, gap, notes = scales.loss, scales.error, scales.gap, {}
-        if scales.far(self.stationarity):
-            notes["stationarity"] = (
-                f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
-                f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
-                "or use hypergrad.Unrolled for short training"
-            )
-        if solution.negative_curvature and self.linear.needs_definite:
-            notes["curvature"] = (
-                "the inner Hessian is not positive definite here, so this point is no strict minimum (or the step of a "
-                "Neumann series is too long); train longer, add damping=, or use hypergrad.MINRES, which does not need "
-                "definiteness"
-            )
-        if solution.status is Status.MAX_STEPS:
-            notes["convergence"] = (
-                f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
-                f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
-            )
-        if kinks:
-            notes["active_set"] = (
-                f"the inequalities at places {kinks} are active with a multiplier of zero: the inner solution has a "
-                "kink there, and this hypergradient counts them as inactive"
-            )
+        notes = remarks(scales, solution, kinks, share=self.stationarity, definite=self.linear.needs_definite)
         return Report(
             algorithm=self._text,
             status=str(solution.status),
-            outer_loss=loss,
+            outer_loss=scales.loss,
             cost=cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),
             residual=solution.residual,
             negative_curvature=solution.negative_curvature,
-            inner_gradient_norm=gap,
-            implied_error=error,
+            inner_gradient_norm=scales.gap,
+            implied_error=scales.error,
             notes=notes,
         )
-
-
-@dataclass(frozen=True)
-class _Scales:
-    """What the distance from the inner optimum is judged by.
-
-    Attributes:
-        loss: f.
-        error: how far f would move if training went on.
-        gap: ‖∇_θ g‖.
-        steepness: ‖∂f/∂θ‖.
-        params: θ.
-    """
-
-    loss: float
-    error: float
-    gap: float
-    steepness: float
-    params: Tree
-
-    def far(self, share: float) -> bool:
-        """Return whether the error is above a share of max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10)."""
-        if not self.error > share * abs(self.loss):
-            return False
-        reach = self.steepness * tree.norm(self.params).item()  # a loss near zero is no scale to measure by
-        return self.error > share * 0.1 * reach
 
 
 def _settings(part: object) -> set[str]:

@@ -163,9 +163,10 @@ class Oracles:
         hparams = self.hparams if hparams is None else hparams
         found = self.problem.outer_gradients(self.layout.views(z), hparams, batch)
         self.reached |= set(found.hparams)
-        unused = {key: value for key, value in hparams.items() if key not in found.hparams}
-        direct = {**tree.zeros_like(unused), **found.hparams}
-        return found.value, self.layout.flatten(found.params), {key: direct[key] for key in hparams}
+        direct = found.hparams
+        if len(direct) < len(hparams):
+            direct = {**tree.zeros_like(hparams), **direct}
+        return found.value, self.layout.flatten(found.params), direct
 
     def mixed(self, z: Tensor, v: Tensor, batch: Any, hparams: Tree | None = None) -> Tree:
         """Return (∂²g/∂θ∂λ)ᵀ v on a batch; one inner gradient and one product."""

@@ -104,8 +104,14 @@ class SABAState:
 
     def after(self, params: Tree, solution: Tensor, inner: Table, outer: Table) -> SABAState:
         """Return the state after an iteration."""
-        tables = [part for t in (inner, outer) for part in (t.rows, t.mean, t.places, t.renewed)]
-        return SABAState(params, solution, *tables, self.steps, self.made + 1)  # type: ignore[arg-type]
+        return SABAState(
+            params,
+            solution,
+            *(inner.rows, inner.mean, inner.places, inner.renewed),
+            *(outer.rows, outer.mean, outer.places, outer.renewed),
+            steps=self.steps,
+            made=self.made + 1,
+        )
 
 
 @final

@@ -17,12 +17,12 @@ from hypergrad.linear import (
     Memory,
     Operator,
     Preconditioner,
-    Seen,
     Status,
     check_period,
 )
 from hypergrad.settings import check_counts, check_kind, check_numbers
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
+from hypergrad.solvers.linear.seen import Seen
 
 
 @final

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +255,14 @@ def test_files_of_others_are_left_alone(register: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("mine", encoding="utf-8")
     assert command.main(["run", "fake", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "notes.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_page_names_every_sheet_and_its_commands_are_understood() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^\| `(\w+)` \|", page) == list(SHEETS)
+    lines = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("python -m benchmarks ")]
+    given = [command.parser().parse_args(line[3:]) for line in lines]
+    assert {one.command for one in given} == {"run", "results"}
 
 
 @pytest.mark.slow
