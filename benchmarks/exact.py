@@ -301,7 +301,7 @@ def ridge(seed: int = 0, *, small: bool = False) -> Exact:
         theta[:, c] = np.linalg.solve(matrix, x.T @ y[:, c] / len(x))
         slope = valid.T @ (valid @ theta[:, c] - y_valid[:, c]) / len(valid)
         answer[:, c] = -np.exp(logs[:, c]) * theta[:, c] * np.linalg.solve(matrix, slope)
-        values.append(np.linalg.eigvalsh(matrix))
+        values.append(np.asarray(np.linalg.eigvalsh(matrix), dtype=np.float64))
     top, least = float(np.max(values)), float(np.min(values))
     arrays = {"x": x, "y": y, "x_valid": valid, "y_valid": y_valid, "params.weight": theta, "hparams.weight": logs}
     return Exact(arrays, [answer.ravel()], top / least, top)
@@ -352,7 +352,7 @@ def convnet(seed: int = 0, train: int = 200, valid: int = 100, width: int = 2) -
     q = cho_solve(cho_factor(matrix), slope)
     arrays |= {f"params.{name}": value.numpy() for name, value in tree(theta).items()}
     spectrum = np.linalg.eigvalsh(matrix)
-    answer = -np.exp(logs.numpy()) * theta.numpy() * q
+    answer = np.asarray(-np.exp(logs.numpy()) * theta.numpy() * q, dtype=np.float64)
     return Exact(arrays, [answer], float(spectrum[-1] / spectrum[0]), float(spectrum[-1]))
 
 

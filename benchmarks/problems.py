@@ -130,10 +130,12 @@ def task(network: str, arrays: Arrays) -> Task:
         network: one of :data:`NETWORKS`, or ``"batchnorm"``.
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
+    call: Callable[[Tree, Tensor], Tensor]
     if network == "batchnorm":
-        module = _Normalised(len(arrays["params.weight0"]), torch.from_numpy(arrays["x"]).dtype)
+        call = module = _Normalised(len(arrays["params.weight0"]), torch.from_numpy(arrays["x"]).dtype)
         NORMS.append(module.norm)
-    call = module if network == "batchnorm" else NETWORKS[network]
+    else:
+        call = NETWORKS[network]
     loss = _squares if network == "ridge" else cross_entropy
     given = {key: torch.from_numpy(np.ascontiguousarray(value)).to(DEVICE) for key, value in arrays.items()}
     params, hparams = (

@@ -30,6 +30,8 @@ PER_TENTH = 1.1
 """Factor between two numbers of steps that are tried: the cheapest is found to within a tenth."""
 SLOW = 3.0
 """A row this many times slower than the fastest peer is timed once, in the search."""
+GIVE_UP = 8.0
+"""A search ends where one try takes this many times what the fastest peer needs, and is not there."""
 COLUMNS = {
     "time": ("time over ours", ".2f"),
     "spread": ("spread", ".0%"),
@@ -214,14 +216,14 @@ class Search:
             guess: what another peer needed, or 0.
 
         Raises:
-            PeerError: the library does not work, or does not reach the error within the most steps, or in three times
+            PeerError: the library does not work, or does not reach the error within the most steps, or in eight times
                 what the fastest peer needs.
         """
 
         def at(terms: int) -> Tried:
             settings = {**candidate.settings, "terms": terms}
             tried = self.try_out(candidate.peer, candidate.peer, candidate.row, settings)
-            if tried.error > self.target and tried.seconds > SLOW * self.fastest:
+            if tried.error > self.target and tried.seconds > GIVE_UP * self.fastest:
                 raise PeerError(
                     f"error {tried.error:.1e} after {tried.seconds:.2g} CPU s; the fastest peer is there in "
                     f"{self.fastest:.2g}"
