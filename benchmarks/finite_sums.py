@@ -173,6 +173,8 @@ class LogisticTruth:
             if np.linalg.norm(slope) < 1e-12:
                 break
             self.w = self.w - np.linalg.solve(hessian, slope)
+        _, curve = _slope(self.x, self.y, self.w)
+        hessian = (self.x.T * curve) @ self.x / len(self.y) + np.diag(penalty)
         outer, _ = _slope(self.x_valid, self.y_valid, self.w)
         value = float(np.logaddexp(0, -self.y_valid * (self.x_valid @ self.w)).mean())
         return value, -penalty * self.w * np.linalg.solve(hessian, outer)

@@ -123,6 +123,12 @@ NETWORKS: dict[str, Callable[[Tree, Tensor], Tensor]] = {
 }
 
 
+def _normalised(arrays: Arrays) -> _Normalised:
+    module = _Normalised(len(arrays["params.weight0"]), torch.from_numpy(arrays["x"]).dtype)
+    NORMS.append(module.norm)
+    return module
+
+
 def task(network: str, arrays: Arrays) -> Task:
     """Return a problem as torch functions.
 
