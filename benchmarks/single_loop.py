@@ -17,7 +17,7 @@ from benchmarks import finite_sums
 from benchmarks.finite_sums import BATCH, Arrays, LogisticTruth, QuadraticTruth, Tree
 from hypergrad.schedules import power
 
-STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0)
+STEPS, RATIOS = (0.02, 0.1, 0.5), (0.1, 1.0, 10.0, 100.0)
 """The one grid: the step of θ at the beginning, and that of λ over it."""
 
 
@@ -146,11 +146,10 @@ class Curve:
         for values, value in zip(vars(self).values(), (cpu, wall, calls, *truth), strict=True):
             values.append(value)
 
-    @property
-    def reached(self) -> float:
-        """The smallest ‖∇F‖² of the last quarter of the time; infinity for a run that did not get there."""
-        late = [g for t, g in zip(self.cpu, self.gradient, strict=True) if t >= 0.75 * self.cpu[-1]]
-        return min((g for g in late if math.isfinite(g)), default=math.inf)
+    def reached(self, key: str) -> float:
+        """Return the smallest ``gradient`` or ``gap`` of the last quarter of the time; infinity without one."""
+        points = zip(self.cpu, getattr(self, key), strict=True)
+        return min((g for t, g in points if t >= 0.75 * self.cpu[-1] and math.isfinite(g)), default=math.inf)
 
     def first(self, key: str, limit: float) -> float | None:
         """Return the CPU seconds after which ``gradient`` or ``gap`` was first at most ``limit``."""
@@ -161,10 +160,24 @@ class Curve:
         row: dict[str, Any] = {
             key: [round(v, 9) if key in ("cpu", "wall") else v for v in values] for key, values in vars(self).items()
         }
-        return {**row, "reached": self.reached, "seconds": self.cpu[-1], "total_calls": round(self.calls[-1])}
+        return {
+            **row,
+            "reached": self.reached("gradient"),
+            "seconds": self.cpu[-1],
+            "total_calls": round(self.calls[-1]),
+        }
 
 
-def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float, points: int = 12) -> Curve:
+def follow(
+    task: Task,
+    recipe: Recipe,
+    alpha: float,
+    ratio: float,
+    budget: float,
+    *,
+    points: int = 12,
+    from_second: bool = False,
+) -> Curve:
     """Run a method for some CPU seconds, each move of λ a plain step along its direction.
 
     Args:
@@ -174,12 +187,15 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
         ratio: first step of λ over it.
         budget: CPU seconds.
         points: of the curve, evenly spread in the logarithm over two decades.
+        from_second: whether the clock starts after the first step, which may visit every batch.
     """
     problem, counters = task.problem()
     algorithm, rate = recipe.make(alpha), power(alpha * ratio, recipe.decay)
     hparams, curve, number = dict(task.hparams), Curve(), 0
     state = algorithm.init(problem, task.params, hparams)
     cpu = wall = 0.0
+    if from_second:
+        _, state = algorithm.step(problem, state, hparams)
     for mark in np.geomspace(budget / 100, budget, points):
         start, wall_start = time.process_time(), time.perf_counter()
         try:
@@ -201,10 +217,20 @@ def follow(task: Task, recipe: Recipe, alpha: float, ratio: float, budget: float
     return curve
 
 
-def tune(task: Task, recipe: Recipe, budget: float) -> tuple[float, float]:
-    """Return the step and ratio of the grid that reach the smallest ‖∇F‖² within some CPU seconds."""
-    grid = [(alpha, ratio) for alpha in STEPS for ratio in RATIOS]
-    reached = {setting: follow(task, recipe, *setting, budget, points=4).reached for setting in grid}
+def tune(task: Task, recipe: Recipe, budget: float, key: str) -> tuple[float, float]:
+    """Return the step and ratio of the grid that reach the least within some CPU seconds after the first step.
+
+    Args:
+        task: the problem.
+        recipe: the method.
+        budget: CPU seconds of each pair.
+        key: ``gradient`` or ``gap``: what is to become small.
+    """
+    reached = {
+        (alpha, ratio): follow(task, recipe, alpha, ratio, budget, points=4, from_second=True).reached(key)
+        for alpha in STEPS
+        for ratio in RATIOS
+    }
     return min(reached, key=reached.__getitem__)
 
 

@@ -135,6 +135,7 @@ if TYPE_CHECKING:
     from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditioner
     from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
     from hypergrad.solvers.linear import Recycled as Recycled
+    from hypergrad.solvers.linear import Refined as Refined
     from hypergrad.solvers.linear import Scipy as Scipy
     from hypergrad.solvers.linear import Stochastic as Stochastic
 else:

@@ -177,15 +177,15 @@ class _MathAttention:
             cuda.cudnn_sdp_enabled(),
             cuda.math_sdp_enabled(),
         )
-        self._enable((False, False, False, True))
+        self._enable(flash=False, efficient=False, cudnn=False, math=True)
 
     def __exit__(self, *failure: object) -> None:
-        self._enable(self.before)
+        flash, efficient, cudnn, math = self.before
+        self._enable(flash=flash, efficient=efficient, cudnn=cudnn, math=math)
 
     @staticmethod
-    def _enable(kernels: tuple[bool, bool, bool, bool]) -> None:
+    def _enable(*, flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
         cuda = torch.backends.cuda
-        flash, efficient, cudnn, math = kernels
         cuda.enable_flash_sdp(flash)
         cuda.enable_mem_efficient_sdp(efficient)
         cuda.enable_cudnn_sdp(cudnn)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypergrad.solvers.linear.preconditioners import Jacobi as Jacobi
     from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal as PenaltyDiagonal
     from hypergrad.solvers.linear.recycled import Recycled as Recycled
+    from hypergrad.solvers.linear.refined import Refined as Refined
     from hypergrad.solvers.linear.scipy_solver import Scipy as Scipy
     from hypergrad.solvers.linear.stochastic import Stochastic as Stochastic
 
@@ -31,6 +32,7 @@ NAMES = {
     "nystrom": ("Nystrom", "NystromPreconditioner"),
     "preconditioners": ("Jacobi", "PenaltyDiagonal"),
     "recycled": ("Recycled",),
+    "refined": ("Refined",),
     "scipy_solver": ("Scipy",),
     "stochastic": ("Stochastic",),
 }

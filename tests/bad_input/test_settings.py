@@ -59,6 +59,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.NystromPreconditioner: ("rank", "refresh"),
     hg.Nystrom: ("rank",),
     hg.Recycled: ("keep",),
+    hg.Refined: ("max_steps",),
     hg.Neumann: ("power_steps",),
     hg.Stochastic: ("steps",),
     hg.Newton: ("steps", "max_size"),
@@ -103,6 +104,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
 
 ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Auto: ("accuracy", "memory"),
+    hg.Compiled: ("tolerance",),
     hg.Identity: ("scale",),
     hg.Neumann: ("step",),
     hg.Newton: ("tolerance",),
@@ -141,6 +143,7 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.MINRES: ("rtol", "atol"),
     hg.GMRES: ("rtol", "atol"),
     hg.NormalCG: ("rtol", "atol"),
+    hg.Refined: ("rtol", "atol"),
     hg.Neumann: ("terms",),
     hg.ZoRD: ("queries",),
     hg.StocBiO: ("terms",),
@@ -344,7 +347,8 @@ def numeric_settings() -> set[tuple[str, str]]:
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
     results |= {"Choice", "Forecast", "Plan"}
     results |= {"Member", "Selected", "Split"}
-    public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
+    values = (getattr(module, name) for module in (hg, hg.outer) for name in dir(module))
+    public = {v for v in values if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
     for cls in public - {hg.Run, hg.outer.Oracle}:
         if cls.__name__ in results or cls.__name__.startswith("_") or issubclass(cls, Exception | str):

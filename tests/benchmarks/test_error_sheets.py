@@ -61,6 +61,7 @@ def test_claims_take_the_fastest_peer_that_has_a_time(tmp_path: Path) -> None:
         "boat/cg": {"time": 6.0, "spread": 0.5},
         "betty/cg": {"reason": "error 1 at best"},
         "jaxopt/cg": {"time": 1.5, "spread": 0.0},
+        "engine/cg, compiled": {"time": 0.5, "spread": 0.0},
     }
     assert fastest(rows, list(rows)[1:4]) == "boat/cg"
     assert fastest(rows, ["betty/cg"]) is None
@@ -69,6 +70,8 @@ def test_claims_take_the_fastest_peer_that_has_a_time(tmp_path: Path) -> None:
     assert [(claim.value, claim.limit, claim.verdict) for claim in sheet.claims] == [
         (6.0, 5.0, "too noisy"),
         (1.5, 2.0, "not met"),
+        (3.0, 2.0, "met"),
+        (None, 2.0, "not measured"),
         (None, 2.0, "not measured"),
     ]
 
