@@ -32,18 +32,6 @@ from hypergrad.domains import Positive as Positive
 from hypergrad.domains import Simplex as Simplex
 from hypergrad.domains import UnitInterval as UnitInterval
 from hypergrad.hypergradient import hypergradient as hypergradient
-from hypergrad.hyperparameters import Augmentation as Augmentation
-from hypergrad.hyperparameters import AugmentationNetwork as AugmentationNetwork
-from hypergrad.hyperparameters import DomainMixture as DomainMixture
-from hypergrad.hyperparameters import Dropout as Dropout
-from hypergrad.hyperparameters import ExampleWeights as ExampleWeights
-from hypergrad.hyperparameters import Hyperparameter as Hyperparameter
-from hypergrad.hyperparameters import Hyperparameters as Hyperparameters
-from hypergrad.hyperparameters import LabelSmoothing as LabelSmoothing
-from hypergrad.hyperparameters import LearningRateSchedule as LearningRateSchedule
-from hypergrad.hyperparameters import LossWeights as LossWeights
-from hypergrad.hyperparameters import SoftLabels as SoftLabels
-from hypergrad.hyperparameters import WeightDecay as WeightDecay
 from hypergrad.inner import InnerSolver as InnerSolver
 from hypergrad.inner import Tuned as Tuned
 from hypergrad.kinds import Entry as Entry
@@ -69,28 +57,6 @@ from hypergrad.projections import Polyhedron as Polyhedron
 from hypergrad.run import Progress as Progress
 from hypergrad.run import Run as Run
 from hypergrad.run import iterate as iterate
-from hypergrad.solvers.inner import LBFGS as LBFGS
-from hypergrad.solvers.inner import Adam as Adam
-from hypergrad.solvers.inner import GradientDescent as GradientDescent
-from hypergrad.solvers.inner import Newton as Newton
-from hypergrad.solvers.inner import TorchOptimizer as TorchOptimizer
-from hypergrad.solvers.inner import TorchRule as TorchRule
-from hypergrad.solvers.inner import Training as Training
-from hypergrad.solvers.linear import CG as CG
-from hypergrad.solvers.linear import GMRES as GMRES
-from hypergrad.solvers.linear import MINRES as MINRES
-from hypergrad.solvers.linear import Dense as Dense
-from hypergrad.solvers.linear import Identity as Identity
-from hypergrad.solvers.linear import Jacobi as Jacobi
-from hypergrad.solvers.linear import Neumann as Neumann
-from hypergrad.solvers.linear import NormalCG as NormalCG
-from hypergrad.solvers.linear import Nystrom as Nystrom
-from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditioner
-from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
-from hypergrad.solvers.linear import Recycled as Recycled
-from hypergrad.solvers.linear import Refined as Refined
-from hypergrad.solvers.linear import Scipy as Scipy
-from hypergrad.solvers.linear import Stochastic as Stochastic
 from hypergrad.splits import Split as Split
 from hypergrad.splits import split as split
 from hypergrad.trainer import Fitted as Fitted
@@ -99,6 +65,18 @@ from hypergrad.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hypergrad import report as report
+    from hypergrad.hyperparameters import Augmentation as Augmentation
+    from hypergrad.hyperparameters import AugmentationNetwork as AugmentationNetwork
+    from hypergrad.hyperparameters import DomainMixture as DomainMixture
+    from hypergrad.hyperparameters import Dropout as Dropout
+    from hypergrad.hyperparameters import ExampleWeights as ExampleWeights
+    from hypergrad.hyperparameters import Hyperparameter as Hyperparameter
+    from hypergrad.hyperparameters import Hyperparameters as Hyperparameters
+    from hypergrad.hyperparameters import LabelSmoothing as LabelSmoothing
+    from hypergrad.hyperparameters import LearningRateSchedule as LearningRateSchedule
+    from hypergrad.hyperparameters import LossWeights as LossWeights
+    from hypergrad.hyperparameters import SoftLabels as SoftLabels
+    from hypergrad.hyperparameters import WeightDecay as WeightDecay
     from hypergrad.solvers import best_response as best_response
     from hypergrad.solvers.bilevel import BOME as BOME
     from hypergrad.solvers.bilevel import BOREP as BOREP
@@ -138,14 +116,40 @@ if TYPE_CHECKING:
     from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder
     from hypergrad.solvers.bilevel import ZoRD as ZoRD
     from hypergrad.solvers.bilevel import choose as choose
+    from hypergrad.solvers.inner import LBFGS as LBFGS
+    from hypergrad.solvers.inner import Adam as Adam
+    from hypergrad.solvers.inner import GradientDescent as GradientDescent
+    from hypergrad.solvers.inner import Newton as Newton
+    from hypergrad.solvers.inner import TorchOptimizer as TorchOptimizer
+    from hypergrad.solvers.inner import TorchRule as TorchRule
+    from hypergrad.solvers.inner import Training as Training
+    from hypergrad.solvers.linear import CG as CG
+    from hypergrad.solvers.linear import GMRES as GMRES
+    from hypergrad.solvers.linear import MINRES as MINRES
+    from hypergrad.solvers.linear import Dense as Dense
+    from hypergrad.solvers.linear import Identity as Identity
+    from hypergrad.solvers.linear import Jacobi as Jacobi
+    from hypergrad.solvers.linear import Neumann as Neumann
+    from hypergrad.solvers.linear import NormalCG as NormalCG
+    from hypergrad.solvers.linear import Nystrom as Nystrom
+    from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditioner
+    from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
+    from hypergrad.solvers.linear import Recycled as Recycled
+    from hypergrad.solvers.linear import Refined as Refined
+    from hypergrad.solvers.linear import Scipy as Scipy
+    from hypergrad.solvers.linear import Stochastic as Stochastic
 else:
     from hypergrad.lazy import on_first_use
-    from hypergrad.solvers import bilevel
 
     __getattr__, __dir__ = on_first_use(
         __name__,
-        {bilevel.__name__: [name for names in bilevel.NAMES.values() for name in names]},
         modules=("hypergrad.report", "hypergrad.solvers.best_response"),
+        packages=(
+            "hypergrad.hyperparameters",
+            "hypergrad.solvers.bilevel",
+            "hypergrad.solvers.inner",
+            "hypergrad.solvers.linear",
+        ),
     )
-    del bilevel, on_first_use
+    del on_first_use
     __all__ = [name for name in __dir__() if not name.startswith("_") and name != "TYPE_CHECKING"]

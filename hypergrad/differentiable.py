@@ -12,8 +12,8 @@ from hypergrad.algorithm import Algorithm
 from hypergrad.errors import InputError
 from hypergrad.linear import LinearSolver
 from hypergrad.problem import Objective, Problem
-from hypergrad.solvers.bilevel.auto import resolve
 from hypergrad.solvers.bilevel.implicit import Implicit
+from hypergrad.solvers.bilevel.named import resolve
 from hypergrad.solvers.inner.training import Training
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.tree import Tree

@@ -11,7 +11,7 @@ from hypergrad import tree
 from hypergrad.algorithm import Algorithm, Hypergradient
 from hypergrad.memory import shortage_explained
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.auto import resolve
+from hypergrad.solvers.bilevel.named import resolve
 
 
 def hypergradient(

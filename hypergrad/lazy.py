@@ -9,7 +9,11 @@ from typing import Any
 
 
 def on_first_use(
-    package: str, names: Mapping[str, Iterable[str]], modules: Iterable[str] = ()
+    package: str,
+    names: Mapping[str, Iterable[str]] | None = None,
+    *,
+    modules: Iterable[str] = (),
+    packages: Iterable[str] = (),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__getattr__`` and ``__dir__`` of a package some of whose names are imported late.
 
@@ -17,11 +21,14 @@ def on_first_use(
         package: the package's ``__name__``.
         names: module to the public names it has.
         modules: modules that are public names themselves, under the last part of their own.
+        packages: packages all of whose late names, their ``NAMES``, are names of this one, too.
 
     Returns:
         What a package binds as ``__getattr__`` and ``__dir__``; a name that was found is an attribute from then on.
     """
-    places = {name: module for module, held in names.items() for name in held}
+    places = {name: module for module, held in (names or {}).items() for name in held}
+    for each in packages:
+        places |= {name: each for held in import_module(each).NAMES.values() for name in held}
     submodules = {module.rpartition(".")[2]: module for module in modules}
 
     def find(name: str) -> Any:

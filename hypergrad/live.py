@@ -17,7 +17,7 @@ from hypergrad.memory import shortage_explained
 from hypergrad.objective import count_arguments
 from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
-from hypergrad.solvers.bilevel.auto import resolve
+from hypergrad.solvers.bilevel.named import resolve
 from hypergrad.tree import Tree
 
 Signature = dict[str, dict[str, list[Any]]]

@@ -18,7 +18,7 @@ from hypergrad.outer import Oracle, OuterMove
 from hypergrad.probe import probe as look
 from hypergrad.problem import Problem
 from hypergrad.settings import check_count
-from hypergrad.solvers.bilevel.auto import resolve
+from hypergrad.solvers.bilevel.named import resolve
 from hypergrad.tree import Tree
 
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import hypergrad as hg
+from hypergrad import hyperparameters
 from hypergrad.lazy import on_first_use
-from hypergrad.solvers import bilevel
+from hypergrad.solvers import bilevel, inner, linear
 from tests.test_house import ROOT, public_names, typed_names
 
 UNWANTED = {
@@ -21,7 +23,7 @@ UNWANTED = {
     *("sklearn", "tensorboard", "torchdata", "tqdm", "wandb"),
     *("http.client", "http.server", "scipy", "statistics", "torch._dynamo", "torch._inductor", "xml.etree.ElementTree"),
     *("hypergrad.bridges.tracking", "hypergrad.cleaning", "hypergrad.commands", "hypergrad.compare", "hypergrad.demo"),
-    *("hypergrad.report", "hypergrad.solvers.bilevel.maid", "hypergrad.solvers.bilevel.soba", "hypergrad.testing"),
+    *("hypergrad.report", "hypergrad.solvers.best_response", "hypergrad.solvers.bilevel.auto", "hypergrad.testing"),
 }
 """Modules that take their time, and that most programs do without."""
 
@@ -57,10 +59,12 @@ def test_a_star_brings_all_public_names() -> None:
     assert space["Implicit"] is hg.Implicit
 
 
-def test_names_for_type_checkers_are_the_names_at_run_time() -> None:
-    typed = typed_names(Path(bilevel.__file__))
-    assert typed == {name: f"{bilevel.__name__}.{module}" for module, names in bilevel.NAMES.items() for name in names}
-    assert {name for name, module in typed_names(Path(hg.__file__)).items() if module == bilevel.__name__} <= set(typed)
+@pytest.mark.parametrize("package", [bilevel, inner, linear, hyperparameters])
+def test_names_for_type_checkers_are_the_names_at_run_time(package: Any) -> None:
+    typed = typed_names(Path(package.__file__))
+    late = {name: f"{package.__name__}.{module}" for module, names in package.NAMES.items() for name in names}
+    assert typed == late
+    assert {name for name, module in typed_names(Path(hg.__file__)).items() if module == package.__name__} <= set(late)
 
 
 def test_a_late_name_is_one_object_wherever_it_is_asked_for() -> None:
@@ -86,10 +90,11 @@ def test_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("package_of_late_names")
     monkeypatch.setitem(sys.modules, package.__name__, package)
     package.__getattr__, package.__dir__ = on_first_use(  # type: ignore[method-assign]
-        package.__name__, {"fractions": ["Fraction"]}, modules=["xml.sax"]
+        package.__name__, {"fractions": ["Fraction"]}, modules=["xml.sax"], packages=[linear.__name__]
     )
     assert {"Fraction", "sax"} <= set(dir(package))
     assert "Fraction" not in vars(package)
     assert package.Fraction(1, 2) == 0.5
     assert "Fraction" in vars(package)
     assert package.sax.__name__ == "xml.sax"
+    assert package.CG is hg.CG

@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from hypergrad import guards, tree
-from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Stopwatch, check_algorithm, replayed
+from hypergrad.algorithm import Algorithm, Cost, Hypergradient, Stopwatch, replayed
 from hypergrad.data import Fixed
 from hypergrad.errors import InputError, UnsupportedError
 from hypergrad.inner import InnerSolver
@@ -223,27 +223,15 @@ def _touching(problem: Problem, hparams: Tree) -> Problem:
     return problem.with_outer(touched, data=False)
 
 
-def resolve(algorithm: Any, problem: Problem | None = None) -> Algorithm[Any]:
-    """Return the algorithm, made from the word ``"auto"`` where it is that.
+def automatic(problem: Problem | None) -> Auto:
+    """Return the algorithm that the word ``"auto"`` stands for.
 
     Args:
-        algorithm: what a face was given.
         problem: where the face has to train and was told no more than that word: the problem, for an inner solver.
 
     Raises:
-        InputError: what is neither an algorithm nor that word; sampled training data, for which no inner solver goes
-            without saying.
+        InputError: sampled training data, for which no inner solver goes without saying.
     """
-    if not isinstance(algorithm, str):
-        check_algorithm(algorithm)
-        found: Algorithm[Any] = algorithm
-        return found
-    if algorithm != "auto":
-        raise InputError(
-            passed=f"algorithm={algorithm!r}",
-            expected='an algorithm, or the word "auto"',
-            do='pass algorithm="auto", hypergrad.Auto(inner=...) or hypergrad.Implicit(...)',
-        )
     return Auto() if problem is None else Auto(inner=_default_inner(problem))
 
 

@@ -347,7 +347,8 @@ def numeric_settings() -> set[tuple[str, str]]:
     results = {"Cost", "Report", "Hypergradient", "LinearResult", "CheckResult", "Fitted", "Progress", "Operator"}
     results |= {"Choice", "Forecast", "Plan"}
     results |= {"Member", "Selected", "Split"}
-    public = {v for m in (hg, hg.outer) for v in vars(m).values() if inspect.isclass(v) and "hypergrad" in v.__module__}
+    values = (getattr(module, name) for module in (hg, hg.outer) for name in dir(module))
+    public = {v for v in values if inspect.isclass(v) and "hypergrad" in v.__module__}
     found = set()
     for cls in public - {hg.Run, hg.outer.Oracle}:
         if cls.__name__ in results or cls.__name__.startswith("_") or issubclass(cls, Exception | str):
