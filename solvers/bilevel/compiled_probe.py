@@ -67,8 +67,9 @@ class Reference:
 
 
 def flat(parts: Tree) -> Tensor:
-    """Return a tree as one vector."""
-    return torch.cat([part.reshape(-1) for part in parts.values()])
+    """Return a tree as one vector, which shares memory with a tree of one tensor."""
+    vectors = [part.reshape(-1) for part in parts.values()]
+    return torch.cat(vectors) if len(vectors) > 1 else vectors[0]
 
 
 def _gap(left: Tree, right: Tree) -> Tensor:

@@ -185,11 +185,11 @@ class CGGraph:
             alpha = torch.where(still, 0.0, rz / curvature)
             x = {key: value + alpha * p[key] for key, value in x.items()}
             r = {key: value - alpha * q[key] for key, value in r.items()}
-            now = length(r)
-            better, least = now < least, torch.minimum(now, least)
-            best = {key: torch.where(better, value, best[key]) for key, value in x.items()}
             z = self._preconditioned(system, r, numbers)
             before, rz = rz, dot(r, z)
+            now = rz.sqrt() if z is r else length(r)
+            better, least = now < least, torch.minimum(now, least)
+            best = {key: torch.where(better, value, best[key]) for key, value in x.items()}
             beta = torch.where(still, 0.0, rz / before)
             p = {key: value + beta * p[key] for key, value in z.items()}
         moved = {"x": x, "r": r, "p": p, "best": best, "rz": rz, "length": now, "least": least}
