@@ -7,6 +7,7 @@ allocator's live bytes above the level at entry.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -55,7 +56,16 @@ def ratio(timings: Mapping[str, Timing], name: str, base: str) -> float:
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result with the versions behind it, whole or not at all."""
+    """Write a result with the versions behind it, whole or not at all; a number that is not finite becomes null."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"torch": torch.__version__, **result}, indent=2) + "\n")
+    text = json.dumps(_finite({"torch": torch.__version__, **result}), indent=2, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,14 +6,18 @@ one log penalty λ for each parameter: inner g = data loss + ½ Σ exp(λ) θ²,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy, dropout, linear, max_pool2d, scaled_dot_product_attention
+
+DEVICE = torch.device(os.environ.get("HYPERGRAD_BENCHMARK_DEVICE", "cpu"))
+"""Where tensors live: the harness sets the variable for each process."""
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Tree = dict[str, Tensor]
@@ -41,6 +45,12 @@ class Task:
     def inner(self, params: Tree, hparams: Tree) -> Tensor:
         """Return the whole training loss."""
         return self.data(params, hparams) + self.penalty(params, hparams)
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was told, so that a clock means something."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize(DEVICE)
 
 
 def penalty(params: Tree, hparams: Tree) -> Tensor:
@@ -79,12 +89,34 @@ def _transformer(params: Tree, x: Tensor) -> Tensor:
     return linear(x.mean(dim=1), params["head"])
 
 
+def _dropout(params: Tree, x: Tensor) -> Tensor:
+    """Return class scores of a network with one hidden layer, of whose units a tenth is dropped."""
+    return linear(dropout(linear(x, params["weight0"]).relu(), 0.1, training=True), params["weight1"])
+
+
+class _Normalised(nn.Module):
+    """The same network with its hidden layer normalised over the batch, which moves running statistics."""
+
+    def __init__(self, units: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(units, affine=False, device=DEVICE, dtype=dtype)
+
+    def forward(self, params: Tree, x: Tensor) -> Tensor:
+        return linear(self.norm(linear(x, params["weight0"])).relu(), params["weight1"])
+
+
+NORMS: list[nn.BatchNorm1d] = []
+"""The layers of the problems ``batchnorm`` that were made, for whoever asks how far their statistics moved."""
+
+
 def _norm(x: Tensor) -> Tensor:
     return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
 
 
 NETWORKS: dict[str, Callable[[Tree, Tensor], Tensor]] = {
     "logistic": _logistic,
+    "ridge": _logistic,
+    "dropout": _dropout,
     "mlp": _mlp,
     "convnet": _convnet,
     "transformer": _transformer,
@@ -95,23 +127,32 @@ def task(network: str, arrays: Arrays) -> Task:
     """Return a problem as torch functions.
 
     Args:
-        network: one of :data:`NETWORKS`.
+        network: one of :data:`NETWORKS`, or ``"batchnorm"``.
         arrays: ``x``, ``y``, ``x_valid``, ``y_valid``, and ``params.NAME`` and ``hparams.NAME`` for each parameter.
     """
-    call = NETWORKS[network]
-    given = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    if network == "batchnorm":
+        module = _Normalised(len(arrays["params.weight0"]), torch.from_numpy(arrays["x"]).dtype)
+        NORMS.append(module.norm)
+    call = module if network == "batchnorm" else NETWORKS[network]
+    loss = _squares if network == "ridge" else cross_entropy
+    given = {key: torch.from_numpy(np.ascontiguousarray(value)).to(DEVICE) for key, value in arrays.items()}
     params, hparams = (
         {key.removeprefix(start): value for key, value in given.items() if key.startswith(start)}
         for start in ("params.", "hparams.")
     )
 
     def data(params: Tree, _hparams: Tree) -> Tensor:
-        return cross_entropy(call(params, given["x"]), given["y"])
+        return loss(call(params, given["x"]), given["y"])
 
     def outer(params: Tree, _hparams: Tree) -> Tensor:
-        return cross_entropy(call(params, given["x_valid"]), given["y_valid"])
+        return loss(call(params, given["x_valid"]), given["y_valid"])
 
     return Task(params, hparams, data, penalty, outer)
+
+
+def _squares(values: Tensor, targets: Tensor) -> Tensor:
+    """Return half the mean squared distance of an example's outputs."""
+    return 0.5 * (values - targets).square().sum(1).mean()
 
 
 def shapes(network: str, width: int, inputs: int, classes: int) -> dict[str, tuple[int, ...]]:

@@ -8,13 +8,8 @@ from typing import Any
 
 from benchmarks.sheets import SHEETS
 
-COLUMNS = {
-    "time": ("time", ".2f"),
-    "spread": ("spread", ".0%"),
-    "memory": ("memory", ".2f"),
-    "error": ("difference", ".1e"),
-    "products": ("products", "d"),
-}
+KEYS = {"sheet", "title", "finished", "smoke", "machine", "about", "columns", "cases", "claims"}
+"""What the JSON of a sheet has."""
 
 
 def write_results(folder: Path) -> str:
@@ -22,18 +17,37 @@ def write_results(folder: Path) -> str:
 
     Args:
         folder: where ``python -m benchmarks run`` wrote.
+
+    Raises:
+        SystemExit: no sheet in the folder, or a file that is none.
     """
-    found = [json.loads(path.read_text()) for name in SHEETS if (path := folder / f"{name}.json").is_file()]
+    found = [_read(path) for name in SHEETS if (path := folder / f"{name}.json").is_file()]
     if not found:
         raise SystemExit(f"{folder} holds no sheet: run python -m benchmarks run all --out {folder}")
-    path = folder.parent / "RESULTS.md" if folder.name == "results" else folder / "RESULTS.md"
+    beside = folder.name == "results"
+    path = folder.parent / "RESULTS.md" if beside else folder / "RESULTS.md"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(_page(found)) + "\n", encoding="utf-8")
+    temporary.write_text("\n".join(_page(found, "results/" if beside else "")) + "\n", encoding="utf-8")
     temporary.replace(path)
     return str(path)
 
 
-def _page(sheets: list[dict[str, Any]]) -> list[str]:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        sheet = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(
+            f"{path} is no JSON ({error}): delete it and run python -m benchmarks run {path.stem}"
+        ) from None
+    missing = sorted(KEYS - sheet.keys()) if isinstance(sheet, dict) else sorted(KEYS)
+    if missing:
+        lacks = f"it lacks {', '.join(missing)}"
+        raise SystemExit(f"{path} is no sheet ({lacks}): delete it and run python -m benchmarks run {path.stem}")
+    found: dict[str, Any] = sheet
+    return found
+
+
+def _page(sheets: list[dict[str, Any]], pictures: str) -> list[str]:
     lines = [
         "# Results",
         "",
@@ -57,18 +71,22 @@ def _page(sheets: list[dict[str, Any]]) -> list[str]:
         state += " (a smoke run: the figures mean nothing)" if sheet["smoke"] else ""
         lines += ["", f"## {sheet['title']}{state}", ""]
         lines.append(f"{about['processor']}, {about['cores']} cores, torch {about['torch']}, {about['date']}.")
+        if sheet["about"]:
+            lines += ["", sheet["about"]]
+        if sheet["finished"]:
+            lines += ["", f"![{sheet['title']}]({pictures}{sheet['sheet']}.png)"]
         for case, entry in sheet["cases"].items():
-            lines += ["", f"### {case}", "", *_table(entry["rows"])]
+            lines += ["", f"### {case}", "", *_table(entry["rows"], sheet["columns"])]
     return lines
 
 
-def _table(rows: dict[str, Any]) -> list[str]:
-    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows.values())]
-    lines = [f"| row | {' | '.join(COLUMNS[key][0] for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
+def _table(rows: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
+    shown = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
+    lines = [f"| row | {' | '.join(columns[key][0] for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
     for name, row in rows.items():
         if "reason" in row:
             lines.append(f"| {name} | {row['reason'].replace('|', '/')} |" + " |" * (len(shown) - 1))
             continue
-        cells = ["–" if row.get(key) is None else format(row[key], COLUMNS[key][1]) for key in shown]
+        cells = ["–" if row.get(key) is None else format(row[key], columns[key][1]) for key in shown]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -1,8 +1,9 @@
 """hypergrad: hypergradients for any training loop."""
 
+from typing import TYPE_CHECKING
+
 from hypergrad import errors as errors
 from hypergrad import outer as outer
-from hypergrad import report as report
 from hypergrad.accumulated import Accumulated as Accumulated
 from hypergrad.accumulated import Batches as Batches
 from hypergrad.algorithm import Algorithm as Algorithm
@@ -68,44 +69,6 @@ from hypergrad.projections import Polyhedron as Polyhedron
 from hypergrad.run import Progress as Progress
 from hypergrad.run import Run as Run
 from hypergrad.run import iterate as iterate
-from hypergrad.solvers import best_response as best_response
-from hypergrad.solvers.bilevel import BOME as BOME
-from hypergrad.solvers.bilevel import BOREP as BOREP
-from hypergrad.solvers.bilevel import BSA as BSA
-from hypergrad.solvers.bilevel import F2SA as F2SA
-from hypergrad.solvers.bilevel import FSLA as FSLA
-from hypergrad.solvers.bilevel import HOAG as HOAG
-from hypergrad.solvers.bilevel import LVHBA as LVHBA
-from hypergrad.solvers.bilevel import MAID as MAID
-from hypergrad.solvers.bilevel import MRBO as MRBO
-from hypergrad.solvers.bilevel import PZOBO as PZOBO
-from hypergrad.solvers.bilevel import SABA as SABA
-from hypergrad.solvers.bilevel import SOBA as SOBA
-from hypergrad.solvers.bilevel import SPABA as SPABA
-from hypergrad.solvers.bilevel import SRBA as SRBA
-from hypergrad.solvers.bilevel import SUSTAIN as SUSTAIN
-from hypergrad.solvers.bilevel import TTSA as TTSA
-from hypergrad.solvers.bilevel import VRBO as VRBO
-from hypergrad.solvers.bilevel import AmIGO as AmIGO
-from hypergrad.solvers.bilevel import Auto as Auto
-from hypergrad.solvers.bilevel import Block as Block
-from hypergrad.solvers.bilevel import BSVRBv1 as BSVRBv1
-from hypergrad.solvers.bilevel import BSVRBv2 as BSVRBv2
-from hypergrad.solvers.bilevel import Choice as Choice
-from hypergrad.solvers.bilevel import Direct as Direct
-from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
-from hypergrad.solvers.bilevel import Forecast as Forecast
-from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
-from hypergrad.solvers.bilevel import Implicit as Implicit
-from hypergrad.solvers.bilevel import NormalizedMomentum as NormalizedMomentum
-from hypergrad.solvers.bilevel import Plan as Plan
-from hypergrad.solvers.bilevel import Routed as Routed
-from hypergrad.solvers.bilevel import Scheduled as Scheduled
-from hypergrad.solvers.bilevel import StocBiO as StocBiO
-from hypergrad.solvers.bilevel import Unrolled as Unrolled
-from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder
-from hypergrad.solvers.bilevel import ZoRD as ZoRD
-from hypergrad.solvers.bilevel import choose as choose
 from hypergrad.solvers.inner import LBFGS as LBFGS
 from hypergrad.solvers.inner import Adam as Adam
 from hypergrad.solvers.inner import GradientDescent as GradientDescent
@@ -133,3 +96,56 @@ from hypergrad.splits import split as split
 from hypergrad.trainer import Fitted as Fitted
 from hypergrad.trainer import Trainer as Trainer
 from hypergrad.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from hypergrad import report as report
+    from hypergrad.solvers import best_response as best_response
+    from hypergrad.solvers.bilevel import BOME as BOME
+    from hypergrad.solvers.bilevel import BOREP as BOREP
+    from hypergrad.solvers.bilevel import BSA as BSA
+    from hypergrad.solvers.bilevel import F2SA as F2SA
+    from hypergrad.solvers.bilevel import FSLA as FSLA
+    from hypergrad.solvers.bilevel import HOAG as HOAG
+    from hypergrad.solvers.bilevel import LVHBA as LVHBA
+    from hypergrad.solvers.bilevel import MAID as MAID
+    from hypergrad.solvers.bilevel import MRBO as MRBO
+    from hypergrad.solvers.bilevel import PZOBO as PZOBO
+    from hypergrad.solvers.bilevel import SABA as SABA
+    from hypergrad.solvers.bilevel import SOBA as SOBA
+    from hypergrad.solvers.bilevel import SPABA as SPABA
+    from hypergrad.solvers.bilevel import SRBA as SRBA
+    from hypergrad.solvers.bilevel import SUSTAIN as SUSTAIN
+    from hypergrad.solvers.bilevel import TTSA as TTSA
+    from hypergrad.solvers.bilevel import VRBO as VRBO
+    from hypergrad.solvers.bilevel import AmIGO as AmIGO
+    from hypergrad.solvers.bilevel import Auto as Auto
+    from hypergrad.solvers.bilevel import Block as Block
+    from hypergrad.solvers.bilevel import BSVRBv1 as BSVRBv1
+    from hypergrad.solvers.bilevel import BSVRBv2 as BSVRBv2
+    from hypergrad.solvers.bilevel import Choice as Choice
+    from hypergrad.solvers.bilevel import Compiled as Compiled
+    from hypergrad.solvers.bilevel import Direct as Direct
+    from hypergrad.solvers.bilevel import EpochSGD as EpochSGD
+    from hypergrad.solvers.bilevel import Forecast as Forecast
+    from hypergrad.solvers.bilevel import ForwardMode as ForwardMode
+    from hypergrad.solvers.bilevel import Implicit as Implicit
+    from hypergrad.solvers.bilevel import NormalizedMomentum as NormalizedMomentum
+    from hypergrad.solvers.bilevel import Plan as Plan
+    from hypergrad.solvers.bilevel import Routed as Routed
+    from hypergrad.solvers.bilevel import Scheduled as Scheduled
+    from hypergrad.solvers.bilevel import StocBiO as StocBiO
+    from hypergrad.solvers.bilevel import Unrolled as Unrolled
+    from hypergrad.solvers.bilevel import ZerothOrder as ZerothOrder
+    from hypergrad.solvers.bilevel import ZoRD as ZoRD
+    from hypergrad.solvers.bilevel import choose as choose
+else:
+    from hypergrad.lazy import on_first_use
+    from hypergrad.solvers import bilevel
+
+    __getattr__, __dir__ = on_first_use(
+        __name__,
+        {bilevel.__name__: [name for names in bilevel.NAMES.values() for name in names]},
+        modules=("hypergrad.report", "hypergrad.solvers.best_response"),
+    )
+    del bilevel, on_first_use
+    __all__ = [name for name in __dir__() if not name.startswith("_") and name != "TYPE_CHECKING"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from hypergrad import guards, tree
 from hypergrad.errors import (
     ActiveSetWarning,
+    CompileWarning,
     ConvergenceWarning,
     CurvatureWarning,
     HypergradWarning,
@@ -34,6 +35,7 @@ from hypergrad.errors import (
 )
 from hypergrad.problem import Problem
 from hypergrad.tree import Tree
+from hypergrad.versions import Versions
 
 S = TypeVar("S")
 
@@ -48,6 +50,7 @@ WARNINGS: dict[str, type[HypergradWarning]] = {
     "custom": CurvatureWarning,
     "leftover": LeftoverWarning,
     "restart": RestartWarning,
+    "compile": CompileWarning,
 }
 
 
@@ -70,8 +73,12 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Return the sum, field by field."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Cost(*(mine + theirs for mine, theirs in pairs))
+        return Cost(
+            self.inner_gradients + other.inner_gradients,
+            self.products + other.products,
+            self.outer_gradients + other.outer_gradients,
+            self.outer_values + other.outer_values,
+        )
 
 
 @final
@@ -267,10 +274,20 @@ class Stopwatch:
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
             return 0
-        import resource
+        now = time.perf_counter()
+        if now - _Resident.seen > 0.01:
+            import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            unit = 1 if sys.platform == "darwin" else 1024
+            _Resident.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            _Resident.seen = now
+        return _Resident.peak
+
+
+class _Resident:
+    """The process's peak when it was last asked for: the question takes as long as a small gradient."""
+
+    seen, peak = -math.inf, 0
 
 
 def replayed(algorithm: Algorithm[S], problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
@@ -293,7 +310,7 @@ class _Replay(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.algorithm, ctx.problem, ctx.state, ctx.names, ctx.keys = algorithm, problem, state, names, keys
         ctx.save_for_backward(*values)
-        ctx.versions = tree.Versions(params=state.params, hparams=dict(zip(names, values, strict=True)))
+        ctx.versions = Versions(params=state.params, hparams=dict(zip(names, values, strict=True)))
         device = tree.device_of(state.params)
         ctx.draws = problem.draws(device)
         with guards.pinned_rng(device):

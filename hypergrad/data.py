@@ -14,6 +14,9 @@ from torch import Tensor
 
 from hypergrad.errors import InputError
 
+BLOCK = 256
+"""Draws of a :class:`Partition` that one generator makes."""
+
 
 @runtime_checkable
 class Sampler(Protocol):
@@ -163,6 +166,7 @@ class Partition:
         generator = torch.Generator().manual_seed(seed % 2**63)
         self._order = torch.randperm(self.rows, generator=generator).to(tensors[0].device).view(-1, batch_size)
         self._drawn = 0
+        self._block: tuple[int, list[int]] | None = None
 
     @property
     def examples(self) -> int:
@@ -182,9 +186,12 @@ class Partition:
 
     def draw(self) -> tuple[Tensor, ...]:
         """Return a random batch."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._drawn + 1) % 2**63)
+        block, place = divmod(self._drawn, BLOCK)
+        if self._block is None or self._block[0] != block:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + block + 1) % 2**63)
+            self._block = block, torch.randint(self.batches, (BLOCK,), generator=generator).tolist()
         self._drawn += 1
-        return self.batch(int(torch.randint(self.batches, (), generator=generator)))
+        return self.batch(self._block[1][place])
 
     def full(self) -> tuple[Tensor, ...]:
         """Return all examples in their own order."""

@@ -141,6 +141,10 @@ class RestartWarning(HypergradWarning):
     """An algorithm that lost its memory, since the parameters it belongs to are no longer the same ones."""
 
 
+class CompileWarning(HypergradWarning):
+    """A hypergradient that could not be compiled, or whose compiled form was wrong; it was computed eagerly."""
+
+
 class OuterMoveWarning(HypergradWarning):
     """The hyperparameters did not go where the algorithm needs them to go."""
 

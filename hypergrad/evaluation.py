@@ -6,8 +6,8 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ class _Patch(ABC):
     """A block with some functions of torch replaced; threads outside of it see the originals all the same."""
 
     def __init__(self) -> None:
-        self.lock, self.depth = threading.Lock(), 0
+        self.lock, self.depth, self.name = threading.Lock(), 0, type(self).__name__
         self.originals: dict[tuple[Any, str], Any] = {}
+        self.replaced = self.replacements()
 
     @abstractmethod
     def replacements(self) -> dict[tuple[Any, str], Any]:
@@ -36,24 +37,27 @@ class _Patch(ABC):
     @property
     def inside(self) -> bool:
         """Whether this thread is inside."""
-        return bool(getattr(_here, type(self).__name__, 0))
+        return bool(getattr(_here, self.name, 0))
 
     def __enter__(self) -> None:
         """Enter; the first thread to do so replaces."""
-        name = type(self).__name__
-        setattr(_here, name, getattr(_here, name, 0) + 1)
+        inside = getattr(_here, self.name, 0)
+        setattr(_here, self.name, inside + 1)
+        if inside:
+            return
         with self.lock:
             self.depth += 1
             if self.depth == 1:
-                replacements = self.replacements()
-                self.originals = {place: getattr(*place) for place in replacements}
-                for place, value in replacements.items():
+                self.originals = {place: getattr(*place) for place in self.replaced}
+                for place, value in self.replaced.items():
                     setattr(*place, value)
 
     def __exit__(self, *failure: object) -> None:
         """Leave; the last thread to do so puts back."""
-        name = type(self).__name__
-        setattr(_here, name, getattr(_here, name) - 1)
+        inside = getattr(_here, self.name) - 1
+        setattr(_here, self.name, inside)
+        if inside:
+            return
         with self.lock:
             self.depth -= 1
             if self.depth == 0:
@@ -123,10 +127,14 @@ class _UnseenHooks(_Patch):
 
 
 class _Buffers:
-    """Lends the modules that one evaluation calls copies of their buffers, which go on from call to call."""
+    """Lends the modules that one evaluation calls copies of their buffers, which go on from call to call.
+
+    As a block it is one evaluation of several: the next one starts from the owners' buffers again.
+    """
 
     def __init__(self) -> None:
         self.depth = 0
+        self.evaluating = self.used = False
         self.lent: list[tuple[nn.Module, str, Tensor]] = []
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the owner's tensor: it, and its copy
 
@@ -151,8 +159,17 @@ class _Buffers:
             if self.depth == 0:
                 self.take_back()
 
+    def __enter__(self) -> None:
+        self.evaluating = True
+
+    def __exit__(self, *failure: object) -> None:
+        self.evaluating = False
+        self.take_back()
+        self.copies.clear()
+
     def take_back(self) -> None:
         """Put the owner's buffers where they were, and remember what the copies have become."""
+        self.used = self.used or bool(self.lent)
         for part, name, own in self.lent:
             now = part._buffers.get(name)
             if now is not None:
@@ -161,20 +178,23 @@ class _Buffers:
         self.lent.clear()
 
 
-@contextmanager
-def lending() -> Iterator[None]:
+class lending:  # noqa: N801 - used like a function
     """A block in which no module that is called changes its buffers."""
-    outside, mine = getattr(_here, "buffers", None), _Buffers()
-    first = nn.modules.module.register_module_forward_pre_hook(mine.before)
-    last = nn.modules.module.register_module_forward_hook(mine.after, always_call=True)
-    _here.buffers = mine
-    try:
-        yield
-    finally:
-        _here.buffers = outside
-        first.remove()
-        last.remove()
-        mine.take_back()
+
+    def __enter__(self) -> _Buffers:
+        """Lend from now on."""
+        self.outside, mine = getattr(_here, "buffers", None), _Buffers()
+        self.first = nn.modules.module.register_module_forward_pre_hook(mine.before)
+        self.last = nn.modules.module.register_module_forward_hook(mine.after, always_call=True)
+        _here.buffers = self.mine = mine
+        return mine
+
+    def __exit__(self, *failure: object) -> None:
+        """Take back."""
+        _here.buffers = self.outside
+        self.first.remove()
+        self.last.remove()
+        self.mine.take_back()
 
 
 @contextmanager
@@ -193,10 +213,46 @@ full_precision = _FullPrecision()
 """A block in which autocast blocks have no effect."""
 unseen_hooks = _UnseenHooks()
 """A block whose hooks for all modules do not make compiled modules warn."""
+_PATCHES = (whole_graph, full_precision, unseen_hooks)
+
+
+class held:  # noqa: N801 - used like a function
+    """A block of many evaluations, which prepares once what :func:`still` needs for each of them."""
+
+    def __enter__(self) -> Self:
+        """Prepare."""
+        for patch in _PATCHES:
+            patch.__enter__()
+        self.outside, self.lending = getattr(_here, "held", None), lending()
+        _here.held = self.lending.__enter__()
+        return self
+
+    @property
+    def used(self) -> bool:
+        """Whether a module with buffers was called since."""
+        return self.lending.mine.used
+
+    def __exit__(self, *failure: object) -> None:
+        """Put everything back."""
+        _here.held = self.outside
+        self.lending.__exit__()
+        for patch in _PATCHES:
+            patch.__exit__()
+
+
+def still() -> AbstractContextManager[None]:
+    """Return a block to evaluate a loss in: without checkpoints and autocast, and with buffers that stay as they are.
+
+    Inside of :func:`held` it only takes the buffers back afterwards; an evaluation within an evaluation, or one under
+    other buffers, prepares everything anew.
+    """
+    buffers: Any = getattr(_here, "held", None)
+    if not isinstance(buffers, _Buffers) or buffers.evaluating or getattr(_here, "buffers", None) is not buffers:
+        return _still()
+    return buffers
 
 
 @contextmanager
-def still() -> Iterator[None]:
-    """A block to evaluate a loss in: without checkpoints and autocast, and with buffers that stay as they are."""
+def _still() -> Iterator[None]:
     with whole_graph, full_precision, unseen_hooks, lending():
         yield

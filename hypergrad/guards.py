@@ -6,7 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -29,25 +29,40 @@ CUDNN_RNN, WEIGHT_NORM = "CudnnRnn", "WeightNormInterface"
 _inside = threading.local()
 
 
-@contextmanager
-def pinned_rng(device: torch.device, seed: int | None = None, *, autocast: bool = False) -> Iterator[None]:
+class pinned_rng:  # noqa: N801 - used like a function
     """Restore the random state of torch on the CPU and on ``device``, of Python and of numpy on exit.
 
     With ``seed`` the block starts from it. Without one it draws the numbers that would have come next, and they come
     again after it. An autocast block around it does not reach inside unless it is let in, since backward passes would
     run under it as well.
     """
-    devices = [device] if device.type not in ("cpu", "meta") else []
-    let_in = autocast or device.type == "meta"
-    precision = nullcontext() if let_in else torch.autocast(device.type, enabled=False)
-    others = Streams.capture()
-    try:
-        with precision, torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-            if seed is not None:
-                _seed(device, seed)
-            yield
-    finally:
-        others.restore()
+
+    def __init__(self, device: torch.device, seed: int | None = None, *, autocast: bool = False) -> None:
+        """Keep the settings."""
+        self.device, self.seed, self.autocast = device, seed, autocast
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> None:
+        """Remember, and seed."""
+        kind = self.device.type
+        on_cpu = kind in ("cpu", "meta")
+        self._others, self._numbers = Streams.capture(), torch.get_rng_state()
+        shut_out = not self.autocast and kind != "meta" and torch.is_autocast_enabled(kind)
+        if shut_out or not on_cpu:
+            self._stack = ExitStack()
+            if shut_out:
+                self._stack.enter_context(torch.autocast(kind, enabled=False))
+            if not on_cpu:
+                self._stack.enter_context(torch.random.fork_rng(devices=[self.device], device_type=kind))
+        if self.seed is not None:
+            _seed(self.device, self.seed)
+
+    def __exit__(self, *failure: object) -> None:
+        """Put back."""
+        if self._stack is not None:
+            self._stack.close()
+        torch.set_rng_state(self._numbers)
+        self._others.restore()
 
 
 def _seed(device: torch.device, seed: int) -> None:
@@ -95,38 +110,86 @@ class Draws:
             sampler.load_state_dict(position)
 
 
-@contextmanager
-def second_order(device: torch.device, repairs: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Run a forward pass whose graph can be differentiated twice, with gradients enabled.
+class second_order:  # noqa: N801 - used like a function
+    """A block whose forward passes record graphs that can be differentiated twice, with gradients enabled.
 
     Fused attention has no double backward on any device, so the math kernel is used. Functions compiled with
     ``torch.compile`` lose their curvature without a word, so they run eagerly. Autocast is off: products of
-    half-precision graphs are wrong by several per cent. Nested calls cost nothing.
+    half-precision graphs are wrong by several per cent. Nested blocks cost nothing.
 
     Args:
         device: where the pass runs.
         repairs: kernels to replace, as :func:`inspect_graph` names them: cuDNN's recurrent ones have no double
             backward, and the one of torch's fused weight norm is silently wrong.
     """
-    active = getattr(_inside, "active", None)
-    if active is not None and active[0] == device and repairs <= active[1]:
-        with torch.enable_grad():
-            yield
-        return
-    with ExitStack() as stack:
-        stack.callback(setattr, _inside, "active", active)
-        _inside.active = (device, repairs)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(whole_graph)
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+
+    def __init__(self, device: torch.device, repairs: frozenset[str] = frozenset()) -> None:
+        """Keep both."""
+        self.device, self.repairs = device, repairs
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> None:
+        """Enter, but for what a block around this one has seen to."""
+        self._grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
+        active = getattr(_inside, "active", None)
+        if active is not None and active[0] == self.device and self.repairs <= active[1]:
+            return
+        self._stack = ExitStack()
+        try:
+            self._stack.callback(setattr, _inside, "active", active)
+            _inside.active = (self.device, self.repairs)
+            for block in self._blocks():
+                self._stack.enter_context(block)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _blocks(self) -> Iterator[AbstractContextManager[Any]]:
+        kind = self.device.type
+        if not whole_graph.inside:
+            yield whole_graph
+        yield _MathAttention() if kind in ("cpu", "cuda") else sdpa_kernel(SDPBackend.MATH)
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            yield torch.autocast(kind, enabled=False)
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if CUDNN_RNN in repairs:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if WEIGHT_NORM in repairs:
-            stack.enter_context(_CompositeWeightNorm())
-        yield
+            yield torch.compiler.set_stance("force_eager")
+        if CUDNN_RNN in self.repairs:
+            yield torch.backends.cudnn.flags(enabled=False)
+        if WEIGHT_NORM in self.repairs:
+            yield _CompositeWeightNorm()
+
+    def __exit__(self, *failure: object) -> None:
+        """Leave."""
+        torch.set_grad_enabled(self._grad)
+        if self._stack is not None:
+            self._stack.close()
+
+
+class _MathAttention:
+    """What ``sdpa_kernel(SDPBackend.MATH)`` does on the CPU and on CUDA, at a fraction of its cost."""
+
+    def __enter__(self) -> None:
+        cuda = torch.backends.cuda
+        self.before = (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+        )
+        self._enable(flash=False, efficient=False, cudnn=False, math=True)
+
+    def __exit__(self, *failure: object) -> None:
+        flash, efficient, cudnn, math = self.before
+        self._enable(flash=flash, efficient=efficient, cudnn=cudnn, math=math)
+
+    @staticmethod
+    def _enable(*, flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
+        cuda = torch.backends.cuda
+        cuda.enable_flash_sdp(flash)
+        cuda.enable_mem_efficient_sdp(efficient)
+        cuda.enable_cudnn_sdp(cudnn)
+        cuda.enable_math_sdp(math)
 
 
 class _CompositeWeightNorm(TorchFunctionMode):
@@ -232,19 +295,20 @@ def inspect_graph(outputs: Iterable[Tensor], inputs: Iterable[Tensor], *, name: 
         node = stack.pop()
         if node in ends:
             continue
-        kind = type(node).__name__
-        if kind == "AccumulateGrad":
+        look = _look(type(node))
+        if look.leaf:
             leaf_ids.add(id(node.variable))  # type: ignore[attr-defined]
             continue
-        if kind.startswith("CompiledFunction"):
+        if look.compiled:
             raise WrappedModuleError(
                 passed=f"{name}, whose graph holds the backward of a torch.compile'd function",
                 expected="a graph that can be differentiated twice; compiled backwards lose their curvature silently",
                 do="evaluate the objective inside the call, so that it runs eagerly, or pass the uncompiled function "
                 "(model._orig_mod for a compiled module)",
             )
-        _refuse_once_differentiable(node, name)
-        repairs |= {kernel for kernel in (CUDNN_RNN, WEIGHT_NORM) if kind.startswith(kernel)}
+        if look.once is not None:
+            raise _once_differentiable(look.once, name)
+        repairs |= look.repairs
         for child, _ in node.next_functions:
             if child is not None and child not in seen:
                 seen.add(child)
@@ -266,12 +330,41 @@ def leaves_of(output: Tensor) -> set[int]:
     return found
 
 
-def _refuse_once_differentiable(node: object, name: str) -> None:
-    forward: Any = getattr(type(node), "_forward_cls", None)
+@dataclass(frozen=True)
+class _Look:
+    """What the type of a graph's node says.
+
+    Attributes:
+        leaf: whether it stands for a leaf tensor.
+        compiled: whether it is the backward of a compiled function.
+        once: name of the custom function that can be differentiated once only.
+        repairs: the kernel that has to be replaced.
+    """
+
+    leaf: bool
+    compiled: bool
+    once: str | None
+    repairs: frozenset[str]
+
+
+@functools.lru_cache(maxsize=256)
+def _look(node: type) -> _Look:
+    """Look at a type of nodes; a graph has many nodes of few types."""
+    kind = node.__name__
+    forward: Any = getattr(node, "_forward_cls", None)
     backward: Any = getattr(forward, "backward", None)
-    if hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__:
-        raise ObjectiveError(
-            passed=f"{name}, which calls {forward.__name__}, an autograd.Function marked once_differentiable",
-            expected="functions whose backward is itself differentiable; this one would lose its curvature silently",
-            do="write its backward in torch operations without the once_differentiable mark",
-        )
+    once = hasattr(backward, "__wrapped__") and backward.__code__.co_filename == torch.autograd.function.__file__
+    return _Look(
+        leaf=kind == "AccumulateGrad",
+        compiled=kind.startswith("CompiledFunction"),
+        once=forward.__name__ if once else None,
+        repairs=frozenset(kernel for kernel in (CUDNN_RNN, WEIGHT_NORM) if kind.startswith(kernel)),
+    )
+
+
+def _once_differentiable(function: str, name: str) -> ObjectiveError:
+    return ObjectiveError(
+        passed=f"{name}, which calls {function}, an autograd.Function marked once_differentiable",
+        expected="functions whose backward is itself differentiable; this one would lose its curvature silently",
+        do="write its backward in torch operations without the once_differentiable mark",
+    )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards
+from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError, UnreachedError, UnsupportedError
 from hypergrad.objective import UserFunction
-from hypergrad.stationarity import Stationarity
+from hypergrad.stationarity import Stationarity, explained
 from hypergrad.tree import Layout, Tree, attached, detached, device_of, leaves
 
 
@@ -27,6 +28,7 @@ class InnerProblem:
         penalty: an elementwise part of the objective, or ``None``.
         saddle: whether ``function`` is a Lagrangian, which is not to be minimised.
         repairs: kernels that its graphs were seen to hold and that have to be replaced.
+        looks: how often its graph was asked for by a loop, and what it was last seen to reach.
     """
 
     function: UserFunction | None
@@ -34,6 +36,7 @@ class InnerProblem:
     penalty: UserFunction | None
     saddle: bool = False
     repairs: set[str] = field(default_factory=set)
+    looks: _Looks = field(default_factory=lambda: _Looks())  # noqa: PLW0108 - defined below
 
     def value(self, params: Tree, hparams: Tree, batch: Any = None) -> Tensor:
         """Return g(θ, λ) with its penalty, a differentiable scalar.
@@ -84,12 +87,15 @@ class InnerProblem:
         batch: Any = None,
         *,
         tangents: bool = False,
+        looping: bool = False,
     ) -> Stationarity:
         """Return the residual at a point with its graph, from which all products are taken.
 
         Masks drawn in the forward pass are part of the graph, so every product sees the same function.
         Hyperparameters that require grad are used as they are, which lets a closure over them be differentiated.
-        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters.
+        With ``tangents`` the same pass prepares directional derivatives along the hyperparameters. With ``looping`` the
+        graph is looked at the first, second, fourth, eighth time and so on, since the look takes longer than a small
+        graph's products.
 
         Cost: one evaluation with its gradient.
 
@@ -101,8 +107,11 @@ class InnerProblem:
         if tangents:
             self.check_descent()
         params, hparams = leaves(params), attached(hparams)
-        data, penalty, facts = self._recorded(params, hparams, batch)
-        reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        inspect = not looping or self.looks.due(hparams)
+        data, penalty, facts = self._recorded(params, hparams, batch, inspect=inspect)
+        if inspect:
+            self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        reached = self.looks.reached
         if isinstance(data, dict):
             return Stationarity(params, hparams, data, None, None, reached)
         if tangents:
@@ -115,6 +124,42 @@ class InnerProblem:
             return Stationarity(params, hparams, gradient, None, data, reached)
         shrinkage = _gradient(penalty, params, create_graph=True)
         return Stationarity(params, hparams, gradient, shrinkage, _sum(data, penalty), reached)
+
+    def products(self, params: Tree, hparams: Tree, cotangents: Tree, batch: Any = None) -> InnerProducts:
+        """Return ∇_θ g, H v and (∂²g/∂θ∂λ)ᵀ v of an objective without a penalty, in a loop that asks again and again.
+
+        The same as :meth:`linearise` with ``looping`` and one product, without what serves many products at a point.
+
+        Cost: one evaluation with its gradient, and one reverse pass through it.
+
+        Raises:
+            ObjectiveError: as :meth:`linearise`.
+            WrappedModuleError: as :meth:`linearise`.
+            UnreachedError: as :meth:`linearise`.
+        """
+        params, hparams = leaves(params), attached(hparams)
+        inspect = self.looks.due(hparams)
+        value, _, facts = self._recorded(params, hparams, batch, inspect=inspect)
+        if inspect:
+            self.looks.reached = frozenset(key for key, tensor in hparams.items() if facts.reaches(tensor))
+        assert isinstance(value, Tensor)
+        points, inputs = tuple(params.values()), (*params.values(), *hparams.values())
+        slopes = pulled_back([value], points, record=True)
+        pairs = zip(cotangents.values(), slopes, strict=True)
+        ends = [(s, v) for v, s in pairs if s is not None and s.requires_grad]
+        with explained():
+            pulled = pulled_back([s for s, _ in ends], inputs, [v for _, v in ends]) if ends else [None] * len(inputs)
+        found = [
+            p if p is not None else torch.zeros_like(x, requires_grad=False)
+            for x, p in zip(inputs, pulled, strict=True)
+        ]
+        first = [
+            s.detach() if s is not None else torch.zeros_like(x, requires_grad=False)
+            for x, s in zip(points, slopes, strict=True)
+        ]
+        return InnerProducts(
+            first, found[: len(points)], dict(zip(hparams, found[len(points) :], strict=True)), self.looks.reached
+        )
 
     def check_reach(self, params: Tree, hparams: Tree, batch: Any) -> None:
         """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that it does not use; random numbers stay.
@@ -182,10 +227,10 @@ class InnerProblem:
     ) -> tuple[Tensor | Tree, Tensor | None, guards.GraphFacts]:
         """Evaluate with a graph that can be differentiated twice, and check that graph."""
         device = device_of(params)
-        draws = guards.Draws.capture(device, torch_only=True)
+        draws = guards.Draws.capture(device, torch_only=True) if inspect else None
         with guards.second_order(device, frozenset(self.repairs)):
             data, penalty = self._evaluated(params, hparams, batch)
-        if not inspect:
+        if draws is None:
             return data, penalty, guards.NOTHING
         assert self.function is not None
         outputs = [*(data.values() if isinstance(data, dict) else [data]), *([] if penalty is None else [penalty])]
@@ -198,13 +243,46 @@ class InnerProblem:
         return data, penalty, facts
 
 
+@dataclass(frozen=True)
+class InnerProducts:
+    """The first and second derivatives of an inner objective that one iteration asks for.
+
+    Attributes:
+        slopes: ∇_θ g, in the order of θ.
+        products: H v, likewise.
+        mixed: (∂²g/∂θ∂λ)ᵀ v.
+        reached: the hyperparameters that the objective uses.
+    """
+
+    slopes: list[Tensor]
+    products: list[Tensor]
+    mixed: Tree
+    reached: frozenset[str]
+
+
+@dataclass
+class _Looks:
+    """How often a graph was asked for, and the hyperparameters that it was last seen to reach."""
+
+    count: int = 0
+    names: frozenset[str] = frozenset()
+    reached: frozenset[str] = frozenset()
+
+    def due(self, hparams: Tree) -> bool:
+        """Count, and return whether it is the first, second, fourth, eighth time and so on for these names."""
+        if self.names != hparams.keys():
+            self.count, self.names = 0, frozenset(hparams)
+        self.count += 1
+        return self.count & (self.count - 1) == 0
+
+
 def _sum(data: Tensor, penalty: Tensor | None) -> Tensor:
     with torch.enable_grad():
         return data if penalty is None else data + penalty
 
 
 def _gradient(value: Tensor, params: Tree, *, create_graph: bool) -> Tree:
-    slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph, allow_unused=True)
+    slopes = pulled_back([value], params.values(), record=create_graph)
     return {
         key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
         for (key, leaf), slope in zip(params.items(), slopes, strict=True)

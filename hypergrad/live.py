@@ -72,7 +72,7 @@ class Live:
         WrappedModuleError: a wrapped or compiled model, or a loss that calls a wrapped one.
         TreeError: hyperparameters that are no floating-point leaf tensors, of another device or dtype, or that share
             memory with each other or with a parameter.
-        UnsupportedError: an algorithm that moves hyperparameters which only a closure knows.
+        UnsupportedError: an algorithm that moves hyperparameters which only a closure knows, or that compiles.
 
     Example:
         >>> import torch, hypergrad as hg
@@ -102,6 +102,12 @@ class Live:
         """Check what is passed; nothing is computed yet."""
         refuse_wrapped(model)
         algorithm = resolve(algorithm)
+        if getattr(algorithm, "compile", False):
+            raise UnsupportedError(
+                passed=f"{algorithm!r} for Live, whose losses are closures over live tensors",
+                expected="an algorithm that runs eagerly: compiled code needs functions of (params, hparams, batch)",
+                do="leave compile out, or use hypergrad.hypergradient, hypergrad.Run or hypergrad.Trainer",
+            )
         self.model, self.algorithm = model, algorithm
         self.hparams = hyperparameters(hparams)
         self._given = hparams if isinstance(hparams, nn.Module) else self.hparams

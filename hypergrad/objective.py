@@ -100,7 +100,7 @@ class UserFunction:
                 do="look for .item(), .detach(), .numpy(), torch.no_grad() or a metric such as accuracy in "
                 f"{self.name}; a module must be called with torch.func.functional_call(module, params, inputs)",
             )
-        return value.reshape(())
+        return value.reshape(()) if value.dim() else value
 
     def tree(self, params: Tree, hparams: Tree, batch: Any) -> Tree:
         """Return the function's value as a tree with the keys, shapes, dtype and device of ``params``.

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from hypergrad import guards
 from hypergrad.accumulated import Batches, check_data
+from hypergrad.backward import pulled_back
 from hypergrad.data import Fixed, Sampler, drawn
 from hypergrad.domains import Domain
 from hypergrad.errors import InputError, ObjectiveError
-from hypergrad.inner_problem import InnerProblem
+from hypergrad.inner_problem import InnerProblem, InnerProducts
 from hypergrad.lagrangian import Lagrangian, lagrangian
+from hypergrad.memo import Memo
 from hypergrad.objective import ResponseVJP, UserFunction, check_initial
 from hypergrad.stationarity import Stationarity
 from hypergrad.tree import (
@@ -117,6 +119,7 @@ class Problem:
     _inner: InnerProblem = field(init=False, repr=False, compare=False)
     _outer: UserFunction = field(init=False, repr=False, compare=False)
     _response: ResponseVJP | None = field(init=False, repr=False, compare=False)
+    memo: Memo = field(init=False, repr=False, compare=False, default_factory=Memo)
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -217,11 +220,13 @@ class Problem:
 
     def with_batches(self, inner: Any = None, outer: Any = None) -> Problem:
         """Return the same problem whose objectives get these batches every time."""
-        return dataclasses.replace(
+        same = dataclasses.replace(
             self,
             inner_data=self.inner_data if inner is None else Fixed(inner),
             outer_data=self.outer_data if outer is None else Fixed(outer),
         )
+        object.__setattr__(same, "memo", self.memo)  # of the same functions
+        return same
 
     @property
     def root(self) -> bool:
@@ -313,6 +318,10 @@ class Problem:
         """Return the residual at a point with its graph (:meth:`InnerProblem.linearise`)."""
         return self._inner.linearise(params, hparams, batch, **options)
 
+    def inner_products(self, params: Tree, hparams: Tree, cotangents: Tree, batch: Any = None) -> InnerProducts:
+        """Return ∇_θ g and both products with one vector (:meth:`InnerProblem.products`)."""
+        return self._inner.products(params, hparams, cotangents, batch)
+
     def check_reach(self, params: Tree, hparams: Tree) -> None:
         """Raise :class:`~hypergrad.errors.UnreachedError` for parameters that the inner problem does not use.
 
@@ -346,20 +355,22 @@ class Problem:
         params, hparams = leaves(params), attached(hparams)
         with torch.enable_grad():
             value = self._outer.scalar(params, hparams, batch, differentiable=True)
-        inputs = params | {f"hparams.{key}": tensor for key, tensor in hparams.items()}
-        slopes = torch.autograd.grad(value, list(inputs.values()), allow_unused=True)  # unused: a zero derivative
-        if all(slope is None for slope in slopes[: len(params)]):
+        slopes = pulled_back([value], [*params.values(), *hparams.values()])
+        own, others = slopes[: len(params)], slopes[len(params) :]
+        if all(slope is None for slope in own):
             raise ObjectiveError(
                 passed="an outer objective that does not depend on params",
                 expected="f(params, hparams) that uses what training learns",
                 do="use the params argument inside outer (a module must be called with "
                 "torch.func.functional_call); if f really depends on hparams alone, minimise it with torch.optim",
             )
-        found = {key: slope for key, slope in zip(inputs, slopes, strict=True) if slope is not None}
         return OuterGradients(
             value=value.detach(),
-            params={key: found[key] if key in found else torch.zeros_like(params[key]).detach() for key in params},
-            hparams={key: found[f"hparams.{key}"] for key in hparams if f"hparams.{key}" in found},
+            params={
+                key: torch.zeros_like(leaf, requires_grad=False) if slope is None else slope
+                for (key, leaf), slope in zip(params.items(), own, strict=True)
+            },
+            hparams={key: slope for key, slope in zip(hparams, others, strict=True) if slope is not None},
         )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import random
+import struct
 import sys
 from dataclasses import dataclass
 from typing import Any, final
+
+_Look = tuple[bytes, float | None] | None
 
 
 @final
@@ -17,24 +20,32 @@ class Streams:
     Attributes:
         python: state of :mod:`random`.
         numpy: state of ``numpy.random``'s global generator; ``None`` where numpy is not imported.
+        look: what Python's generator looked like in memory, where that can be told.
     """
 
     python: Any
     numpy: _Numpy | None
+    look: _Look = None
 
     @classmethod
     def capture(cls) -> Streams:
         """Return the present points."""
-        python, numpy = random.getstate(), _Numpy.capture()
-        last = _Last.streams
-        if python == last.python:
-            python = last.python  # one copy for as long as nobody draws
-        _Last.streams = cls(python, numpy)
+        last, look, numpy = _Last.streams, _look(), _Numpy.capture()
+        if look is not None and look == last.look:
+            if numpy is last.numpy:
+                return last
+            python = last.python
+        else:
+            python = random.getstate()
+            if python == last.python:
+                python = last.python  # one copy for as long as nobody draws
+        _Last.streams = cls(python, numpy, look)
         return _Last.streams
 
     def restore(self) -> None:
         """Go back, so that the same numbers come again."""
-        random.setstate(self.python)
+        if self.look is None or self.look != _look():
+            random.setstate(self.python)
         if self.numpy is not None:
             self.numpy.restore()
 
@@ -92,6 +103,26 @@ class _Numpy:
             sys.modules["numpy"].random.set_state(self.state)
 
 
+def _look() -> _Look:
+    """Return what tells whether Python's generator stands where it stood, much sooner than ``random.getstate``."""
+    if _Last.python is not random.getstate:
+        _Last.python, _Last.words = random.getstate, _found_words()
+    if _Last.words is None:
+        return None
+    return ctypes.string_at(_Last.words, 625 * 4), _Last.generator.gauss_next
+
+
+def _found_words() -> int | None:
+    """Return where the generator keeps its 624 words and their index, after comparing them; ``None`` elsewhere."""
+    generator: Any = getattr(random.getstate, "__self__", None)
+    if type(generator) is not random.Random or sys.implementation.name != "cpython":
+        return None
+    _Last.generator = generator
+    place = id(generator) + object.__basicsize__
+    index, *words = struct.unpack("=625I", ctypes.string_at(place, 625 * 4))
+    return place if (*words, index) == random.getstate()[1] else None
+
+
 def _words() -> bytes:
     """Return key and position of a Mersenne Twister; nothing for another generator."""
     numpy: Any = sys.modules["numpy"]
@@ -108,3 +139,6 @@ class _Last:
 
     streams = Streams(None, None)
     place: tuple[Any, int] = None, 0
+    python: Any = None
+    words: int | None = None
+    generator: Any = None

@@ -7,8 +7,10 @@ Parameters and hyperparameters are named tensors. Solvers work on one contiguous
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -241,10 +243,20 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
 
 def norm(tree: Mapping[str, Tensor]) -> Tensor:
     """Return the Euclidean norm of all entries together."""
+    if len(tree) == 1:
+        return torch.linalg.vector_norm(_entries(next(iter(tree.values()))))  # type: ignore[no-any-return]
     total: Tensor = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(_entries(v)) for v in tree.values()])
     )
     return total
+
+
+def numbers(*scalars: Tensor) -> list[float]:
+    """Return the values of 0-d tensors with one look at the device."""
+    if scalars[0].device.type == "cpu":  # nothing to wait for, and a stack costs more than the looks
+        return [scalar.item() for scalar in scalars]
+    found: list[float] = torch.stack(list(scalars)).tolist()
+    return found
 
 
 def dense(value: Tensor) -> Tensor:
@@ -264,7 +276,7 @@ def _entries(value: Tensor) -> Tensor:
 
 def first_non_finite(tree: Mapping[str, Tensor]) -> str | None:
     """Return the key of the first tensor that holds NaN or infinity, or ``None``; one look at the device if none."""
-    if not tree or bool(torch.isfinite(norm(tree))):
+    if not tree or math.isfinite(norm(tree).item()):
         return None
     return next((key for key, value in tree.items() if not bool(torch.isfinite(_entries(value)).all())), None)
 
@@ -289,12 +301,12 @@ class Layout:
         some = next(iter(tree.values()))
         return cls({key: value.shape for key, value in tree.items()}, some.dtype, some.device)
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Number of entries under each key."""
         return [shape.numel() for shape in self.shapes.values()]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of entries in all."""
         return sum(self.sizes)
@@ -305,6 +317,8 @@ class Layout:
 
     def views(self, vector: Tensor) -> Tree:
         """Return the tree whose tensors are views of the flat ``vector``."""
+        if len(self.shapes) == 1:
+            return {key: vector.view(shape) for key, shape in self.shapes.items()}
         pieces = vector.split(self.sizes)
         return {key: piece.view(shape) for (key, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
@@ -360,38 +374,6 @@ def moved(state: Any, device: torch.device) -> Any:
         return state.to(device)
     if isinstance(state, dict):
         return {key: moved(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(moved(value, device) for value in state)
     return state
-
-
-class Versions:
-    """What torch's counters of in-place changes say about named trees, to compare with later."""
-
-    def __init__(self, **trees: Mapping[str, Tensor]) -> None:
-        """Read the counters."""
-        self.trees = trees
-        self.before = {name: [tensor._version for tensor in tree.values()] for name, tree in trees.items()}
-
-    def changed(self) -> list[str]:
-        """Return the tensors that were changed in place since then, such as ``params['w']``."""
-        return [
-            f"{name}[{key!r}]"
-            for name, tree in self.trees.items()
-            for (key, tensor), before in zip(tree.items(), self.before[name], strict=True)
-            if tensor._version != before
-        ]
-
-    def check(self) -> None:
-        """Raise :class:`~hypergrad.errors.InputError` for tensors that were changed in place."""
-        changed = self.changed()
-        if changed:
-            raise changed_in_place(", ".join(changed))
-
-
-def changed_in_place(what: str) -> InputError:
-    """Return the error for tensors that a graph needs as they were."""
-    return InputError(
-        passed=f"{what}, changed in place after the graph that needs it was recorded",
-        expected="tensors that stay as they are from the evaluation of an objective until its last product",
-        do="take the hypergradient before an optimizer steps or a buffer is refilled, or pass copies: "
-        "{key: value.clone() for key, value in params.items()}",
-    )

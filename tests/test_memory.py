@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import hypergrad as hg
-from benchmarks.harness import 
 from benchmarks.memory import peak_bytes
 from hypergrad.tree import Tree, leaves
 

@@ -229,3 +229,16 @@ def test_the_inner_loop_of_bsa_starts_its_steps_anew_and_grows() -> None:
 def test_settings_out_of_range_are_refused(make: Callable[[], Any], word: str) -> None:
     with pytest.raises(InputError, match=word):
         make()
+
+
+def test_a_problem_may_be_met_again_with_other_names() -> None:
+    def inner(params: dict[str, torch.Tensor], hparams: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (params["w"] - sum(hparams.values())).square().sum()
+
+    problem = hg.Problem(inner, lambda params, _hparams: params["w"].square().sum())
+    params, one = {"w": torch.zeros(2)}, {"x": torch.ones(2)}
+    for hparams in (one, {"y": torch.ones(2), "z": torch.ones(2)}, one, {"y": torch.ones(2)}):
+        run = hg.Run(problem, hg.SOBA(step_size=0.1), params, hparams, outer=SGD)
+        for _ in range(3):
+            run.step()
+        assert all(bool((value != 1).all()) for value in run.hparams.values())

@@ -27,10 +27,12 @@ class Peer:
     Attributes:
         name: of the module in ``benchmarks.rows``.
         requirements: name of the file with its pinned packages; ``None`` for this interpreter's own environment.
+        options: of pip, for the second of the two installations (torch comes first).
     """
 
     name: str
     requirements: str | None = None
+    options: tuple[str, ...] = ()
 
 
 PEERS = {
@@ -38,13 +40,16 @@ PEERS = {
     for peer in (
         Peer("hand"),
         Peer("engine"),
-        Peer("betty", "betty"),
+        # its newest release declares Python < 3.11 and runs on newer ones; pip would take the faulty 0.1.1 instead
+        Peer("betty", "betty", ("--ignore-requires-python",)),
         Peer("torchopt", "torchopt"),
         Peer("boat", "boat"),
         Peer("higher", "higher"),
         Peer("curvlinops", "curvlinops"),
         Peer("jaxopt", "jax"),
         Peer("optimistix", "jax"),
+        Peer("optuna", "optuna"),
+        Peer("sklearn", "sklearn"),
     )
 }
 """All peers; the first two are the hand-written loop that everything is measured against, and this library."""
@@ -81,7 +86,7 @@ def interpreter(peer: Peer, *, build: bool = True, timeout: float = 1800.0) -> P
     _call([sys.executable, "-m", "venv", "--clear", str(place)], timeout)
     # torch first: with it in place no package asks for another build of it
     torch = [line for line in listed.read_text().splitlines() if line.startswith("torch==")]
-    for what in ([*torch] if torch else [], ["-r", str(listed)]):
+    for what in (torch, [*peer.options, "-r", str(listed)]):
         if what:
             _call([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what], timeout)
     stamp.write_text(wanted)

@@ -7,6 +7,8 @@ import os
 import selectors
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -18,41 +20,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @final
-class Row:
-    """One method of one peer on one problem, in a process of its own.
+class Process:
+    """A peer's process, in its own environment; its rows share it.
 
     Args:
         peer: the peer's name.
-        row: the method's name in the peer's module.
-        problem: name of the problem.
-        data: npz file with the problem's arrays.
-        settings: numbers and strings of the method.
         build: whether a missing environment may be built.
         timeout: seconds that one answer may take.
-
-    Attributes:
-        name: ``peer/row``.
-        version: what the peer says of itself.
-        setup: CPU seconds of the preparation.
+        device: ``cpu`` or ``cuda``, in the environment variable ``HYPERGRAD_BENCHMARK_DEVICE`` of the process.
 
     Raises:
-        PeerError: the peer does not install, cannot prepare the row, or crashed.
+        PeerError: the peer does not install.
     """
 
-    def __init__(
-        self,
-        peer: str,
-        row: str,
-        problem: str,
-        data: Path,
-        settings: dict[str, Any],
-        *,
-        build: bool = True,
-        timeout: float = 600.0,
-    ) -> None:
-        self.name, self.timeout = f"{peer}/{row}", timeout
+    def __init__(self, peer: str, *, build: bool = True, timeout: float = 600.0, device: str = "cpu") -> None:
+        self.peer, self.timeout = peer, timeout
+        self.rows = 0
         python = interpreter(PEERS[peer], build=build)
-        self._noise = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the row
+        self._noise = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [str(python), "-u", "-m", "benchmarks.peers.worker"],
             stdin=subprocess.PIPE,
@@ -60,14 +45,19 @@ class Row:
             stderr=self._noise,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "HYPERGRAD_BENCHMARK_DEVICE": device,
+            },
         )
-        try:
-            ready = self.ask(do="prepare", module=peer, row=row, problem=problem, data=str(data), settings=settings)
-        except BaseException:
-            self.close()
-            raise
-        self.version, self.setup = str(ready["version"]), float(ready["seconds"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """Send a message and return the answer.
@@ -80,12 +70,13 @@ class Row:
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):
             raise PeerError(self._end()) from None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(self.timeout):
                 self._process.kill()
+                self._process.wait()
                 raise PeerError(f"no answer within {self.timeout:.0f} s")
         text = self._process.stdout.readline()
         if not text:
@@ -95,37 +86,23 @@ class Row:
             raise PeerError(reply["error"])
         return reply
 
-    def run(self) -> dict[str, Any]:
-        """Call the method once; return its CPU and wall seconds, and its counts."""
-        return self.ask(do="run")
-
-    def answer(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the hypergradient that the last call found, as one flat vector."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "answer.npy"
-            self.ask(do="answer", to=str(path))
-            found: np.ndarray[Any, np.dtype[np.float64]] = np.load(path, allow_pickle=False)
-        return found
-
-    def peak(self) -> int | None:
-        """Return the bytes that one call needs at its peak, where the peer's arrays can be watched."""
-        found = self.ask(do="peak")["bytes"]
-        return None if found is None else int(found)
-
     def _end(self) -> str:
         status = self._process.wait()
+        if self._noise.closed:
+            return f"ended with status {status}: closed"
         self._noise.seek(0)
         lines = [line.strip() for line in self._noise.read().splitlines() if line.strip()]
         return f"ended with status {status}: {lines[-1][:200] if lines else 'without a word'}"
 
     def close(self) -> None:
         """End the process."""
-        if self._process.poll() is None:
+        if self.alive:
             self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._noise):
-            if stream is not None:
-                stream.close()
+            if stream is not None and not stream.closed:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -134,15 +111,83 @@ class Row:
         self.close()
 
 
-def take_turns(rows: list[Row], repeats: int) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+@final
+class Row:
+    """One method of one peer on one problem.
+
+    Args:
+        process: the peer's process.
+        name: what stands in the table.
+        module: module of ``benchmarks.rows``.
+        row: the method's name in that module.
+        problem: name of the problem.
+        data: npz file with the problem's arrays.
+        settings: numbers and strings of the method.
+
+    Attributes:
+        version: what the peer says of itself.
+        setup: CPU seconds of the preparation.
+
+    Raises:
+        PeerError: the peer cannot prepare the row, or crashed.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        name: str,
+        module: str,
+        row: str,
+        problem: str,
+        data: Path,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.name, self._process, self._place = name, process, process.rows
+        process.rows += 1
+        ready = self._ask("prepare", module=module, row=row, problem=problem, data=str(data), settings=dict(settings))
+        self.version, self.setup = str(ready["version"]), float(ready["seconds"])
+
+    def _ask(self, do: str, **message: Any) -> dict[str, Any]:
+        return self._process.ask(do=do, id=self._place, **message)
+
+    def run(self) -> dict[str, Any]:
+        """Call the method once; return its CPU and wall seconds, and its counts."""
+        return self._ask("run")
+
+    def answer(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the hypergradient that the last call found, as one flat vector."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "answer.npy"
+            self._ask("answer", to=str(path))
+            found: np.ndarray[Any, np.dtype[np.float64]] = np.load(path, allow_pickle=False)
+        return found
+
+    def peak(self) -> int | None:
+        """Return the bytes that one call needs at its peak, where the peer's arrays can be watched."""
+        found = self._ask("peak")["bytes"]
+        return None if found is None else int(found)
+
+    def forget(self) -> None:
+        """Let the process free what the row holds."""
+        self._ask("forget")
+
+
+def take_turns(
+    rows: list[Row], repeats: int, *, warm: bool = True
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Run every row once to warm up, then ``repeats`` times in turn, each round from another row on.
+
+    Args:
+        rows: prepared.
+        repeats: rounds that are measured.
+        warm: whether there is a first round that is not.
 
     Returns:
         The measurements of each row that answered every time, and the reason of each that did not.
     """
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     reasons: dict[str, str] = {}
-    for turn in range(-1, repeats):
+    for turn in range(-1 if warm else 0, repeats):
         shift = max(turn, 0) % max(len(rows), 1)
         for row in rows[shift:] + rows[:shift]:
             if row.name in reasons:

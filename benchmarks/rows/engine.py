@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypergrad as hg
-from benchmarks import memory
+from benchmarks import memory, problems
 from benchmarks.problems import Arrays, task
 from benchmarks.rows.hand import Function
 
-peak_bytes = memory.peak_bytes
+peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
 
 def version() -> str:
@@ -19,7 +20,7 @@ def version() -> str:
     return f"hypergrad {hg.__version__}"
 
 
-def _row(solver: Any, *, apart: bool) -> Any:
+def _row(algorithm: Any, *, apart: bool = False) -> Any:
     def build(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
         problem = task(name, arrays)
         given = (
@@ -27,12 +28,14 @@ def _row(solver: Any, *, apart: bool) -> Any:
             if apart
             else hg.Problem(problem.inner, problem.outer)
         )
-        algorithm = hg.Implicit(solver(settings), stationarity=math.inf)
-        state = algorithm.init(given, problem.params, problem.hparams)
+        chosen = algorithm(settings)
+        state = chosen.init(given, problem.params, problem.hparams)
 
         def run() -> dict[str, Any]:
-            result, _ = algorithm.step(given, state, problem.hparams)
-            grads = [result.grads[key].numpy() for key in problem.hparams]
+            result, _ = chosen.step(given, state, problem.hparams)
+            if "compile" in result.report.notes:
+                raise RuntimeError(result.report.notes["compile"])
+            grads = [result.grads[key].cpu().numpy() for key in problem.hparams]
             return {"answer": grads, "counts": {"products": result.report.cost.products}}
 
         return run
@@ -40,17 +43,34 @@ def _row(solver: Any, *, apart: bool) -> Any:
     return build
 
 
-def _neumann(settings: Mapping[str, Any]) -> hg.Neumann:
-    return hg.Neumann(settings["terms"], step=settings["step"])
+def _neumann(settings: Mapping[str, Any]) -> hg.Implicit:
+    return hg.Implicit(hg.Neumann(settings["terms"], step=settings["step"]), stationarity=math.inf)
 
 
-def _cg(settings: Mapping[str, Any]) -> hg.CG:
-    return hg.CG(rtol=0.0, max_steps=settings["terms"], preconditioner=None)
+def _cg(settings: Mapping[str, Any]) -> hg.Implicit:
+    return hg.Implicit(hg.CG(rtol=0.0, max_steps=settings["terms"], preconditioner=None), stationarity=math.inf)
+
+
+def _compiled(algorithm: Callable[[Mapping[str, Any]], hg.Implicit]) -> Callable[[Mapping[str, Any]], hg.Implicit]:
+    return lambda settings: dataclasses.replace(algorithm(settings), compile=True)
+
+
+def _unrolled(settings: Mapping[str, Any]) -> hg.Unrolled:
+    return hg.Unrolled(
+        steps=settings["steps"],
+        inner=hg.GradientDescent(lr=settings["lr"]),
+        truncate=settings.get("window"),
+        keep=settings.get("keep", "graph"),
+    )
 
 
 ROWS = {
-    "neumann": _row(_neumann, apart=False),
+    "neumann": _row(_neumann),
     "neumann apart": _row(_neumann, apart=True),
-    "cg": _row(_cg, apart=False),
+    "neumann compiled": _row(_compiled(_neumann)),
+    "cg": _row(_cg),
     "cg apart": _row(_cg, apart=True),
+    "cg compiled": _row(_compiled(_cg)),
+    "unrolled": _row(_unrolled),
+    "unrolled recomputed": _row(_unrolled),
 }

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import memory
+from benchmarks import memory, problems
 from benchmarks.problems import Arrays, Task, Tree, task
 
 Function = Callable[[], dict[str, Any]]
 
-peak_bytes = memory.peak_bytes
+peak_bytes, synchronize = memory.peak_bytes, problems.synchronize
 
 
 def version() -> str:
@@ -95,6 +95,24 @@ def cg(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
     return run
 
 
+def unrolled(name: str, arrays: Arrays, settings: Mapping[str, Any]) -> Function:
+    """Back-propagate through K steps of gradient descent in one graph; with ``window``, through the last of them."""
+    problem, steps, lr = task(name, arrays), settings["steps"], settings["lr"]
+    window = settings.get("window", steps)
+
+    def run() -> dict[str, Any]:
+        params, hparams = _leaves(problem)
+        for step in range(steps):
+            inside = step >= steps - window
+            gradient = torch.autograd.grad(problem.inner(params, hparams), list(params.values()), create_graph=inside)
+            params = {key: value - lr * g for (key, value), g in zip(params.items(), gradient, strict=True)}
+            if not inside:
+                params = {key: value.detach().requires_grad_() for key, value in params.items()}
+        return _answer(torch.autograd.grad(problem.outer(params, hparams), list(hparams.values())))
+
+    return run
+
+
 def training_step(name: str, arrays: Arrays, _settings: Mapping[str, Any]) -> Function:
     """Take one plain step of training without the penalty: forward, backward, SGD."""
     problem = task(name, arrays)
@@ -114,8 +132,15 @@ def _dot(a: Any, b: Any) -> Tensor:
     return torch.stack([(ai * bi).sum() for ai, bi in zip(a, b, strict=True)]).sum()
 
 
-def _answer(grads: Any, products: int) -> dict[str, Any]:
-    return {"answer": [grad.numpy() for grad in grads], "counts": {"products": products}}
+def _answer(grads: Any, products: int | None = None) -> dict[str, Any]:
+    counts = {} if products is None else {"products": products + 1}  # the mixed product is one, too
+    return {"answer": [grad.cpu().numpy() for grad in grads], "counts": counts}
 
 
-ROWS = {"neumann": neumann, "neumann apart": neumann_apart, "cg": cg, "training step": training_step}
+ROWS = {
+    "neumann": neumann,
+    "neumann apart": neumann_apart,
+    "cg": cg,
+    "unrolled": unrolled,
+    "training step": training_step,
+}

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-SHEETS = ("cost",)
+SHEETS = ("cost", "errors", "time_to_error", "scaling", "race", "stochastic")
 """Names of all sheets, in the order of the page of results."""

@@ -8,18 +8,26 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
 
 from benchmarks.harness import write_json
 from benchmarks.peers.environments import PEERS, PeerError
-from benchmarks.peers.process import Row, take_turns
+from benchmarks.peers.process import Process, Row, take_turns
 
+COLUMNS = {
+    "time": ("time", ".2f"),
+    "spread": ("spread", ".0%"),
+    "memory": ("memory", ".2f"),
+    "error": ("difference", ".1e"),
+    "products": ("products", "d"),
+}
+"""What is shown of a row: key, title and format."""
 NOISY = 0.15
 """Interquartile range of a ratio, over the ratio, above which no verdict is given."""
 
@@ -35,6 +43,8 @@ class Options:
         smoke: whether everything is tiny: shows that it runs, and nothing else.
         build: whether missing environments are built.
         out: folder for the JSON file and the picture.
+        device: ``cpu`` or ``cuda``.
+        timeout: seconds that one call of a row may take.
     """
 
     peers: tuple[str, ...] = tuple(PEERS)
@@ -42,17 +52,28 @@ class Options:
     smoke: bool = False
     build: bool = True
     out: Path = Path("benchmarks/results")
+    device: str = "cpu"
+    timeout: float = 600.0
 
 
 @final
 @dataclass(frozen=True)
 class Method:
-    """One row that a case asks for."""
+    """One row that a case asks for.
+
+    Attributes:
+        peer: whose environment it runs in.
+        row: its name in the module's ``ROWS``.
+        settings: handed to it.
+        label: what stands in the table, by default ``peer/row``.
+        module: of ``benchmarks.rows``, by default the peer's name.
+    """
 
     peer: str
     row: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    module: str = ""
 
     @property
     def name(self) -> str:
@@ -97,10 +118,20 @@ class Sheet:
         name: of the sheet and its files.
         title: a line for the page of results.
         options: how it is run.
+        columns: key of a row's number to its title and its format on the page of results.
+        about: what is measured and how, for the page of results.
     """
 
-    def __init__(self, name: str, title: str, options: Options) -> None:
-        self.name, self.title, self.options = name, title, options
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        options: Options,
+        *,
+        columns: Mapping[str, tuple[str, str]] = COLUMNS,
+        about: str = "",
+    ) -> None:
+        self.name, self.title, self.options, self.columns, self.about = name, title, options, columns, about
         self.cases: dict[str, dict[str, Any]] = {}
         self.claims: list[Claim] = []
         options.out.mkdir(parents=True, exist_ok=True)
@@ -113,8 +144,8 @@ class Sheet:
         self.save(finished=False)
 
     def claim(self, text: str, value: float | None, limit: float, *, at_most: bool = True, noisy: bool = False) -> None:
-        """State a number that has to be reached."""
-        self.claims.append(Claim(text, value, limit, at_most, noisy))
+        """State a number that has to be reached; a smoke run says nothing about it."""
+        self.claims.append(Claim(text, None if self.options.smoke else value, limit, at_most, noisy))
 
     def save(self, *, finished: bool) -> dict[str, Any]:
         """Write the JSON file whole, and return what it holds."""
@@ -124,6 +155,8 @@ class Sheet:
             "finished": finished,
             "smoke": self.options.smoke,
             "machine": machine(),
+            "about": self.about,
+            "columns": self.columns,
             "cases": self.cases,
             "claims": [{**asdict(claim), "verdict": claim.verdict} for claim in self.claims],
         }
@@ -166,36 +199,79 @@ def saved(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Path]:
         yield path
 
 
+@final
+class Processes:
+    """One process for each peer, started when its first row is asked for, and again after it ended."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._running: dict[str, Process] = {}
+        self._reasons: dict[str, str] = {}
+
+    def of(self, peer: str) -> Process:
+        """Return the peer's process.
+
+        Raises:
+            PeerError: the peer does not install; said at once the second time.
+        """
+        if peer in self._reasons:
+            raise PeerError(self._reasons[peer])
+        running = self._running.get(peer)
+        if running is not None and not running.alive:
+            running.close()
+            running = None
+        if running is None:
+            try:
+                options = self.options
+                running = Process(peer, build=options.build, timeout=options.timeout, device=options.device)
+            except PeerError as error:
+                self._reasons[peer] = str(error)
+                raise
+            self._running[peer] = running
+        return running
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for process in self._running.values():
+            process.close()
+
+
 @contextmanager
 def started(
-    methods: Sequence[Method], problem: str, data: Path, options: Options
+    methods: Sequence[Method], problem: str, data: Path, processes: Processes
 ) -> Iterator[tuple[dict[str, Row], dict[str, str]]]:
-    """Yield the processes of all rows that can be prepared, and the reasons of the others."""
-    with ExitStack() as stack:
-        rows: dict[str, Row] = {}
-        reasons: dict[str, str] = {}
-        for method in methods:
-            if method.peer not in options.peers:
-                continue
-            try:
-                row = Row(method.peer, method.row, problem, data, dict(method.settings), build=options.build)
-            except PeerError as error:
-                reasons[method.name] = str(error)
-                continue
-            rows[method.name] = stack.enter_context(row)
-            row.name = method.name
+    """Yield all rows that can be prepared, and the reasons of the others; free them afterwards."""
+    rows: dict[str, Row] = {}
+    reasons: dict[str, str] = {}
+    for method in methods:
+        if method.peer not in processes.options.peers:
+            continue
+        try:
+            process = processes.of(method.peer)
+            module = method.module or method.peer
+            rows[method.name] = Row(process, method.name, module, method.row, problem, data, method.settings)
+        except PeerError as error:
+            reasons[method.name] = str(error)
+    try:
         yield rows, reasons
+    finally:
+        for row in rows.values():
+            with suppress(PeerError):
+                row.forget()
 
 
 def measure(
     methods: Sequence[Method],
     problem: str,
     arrays: Mapping[str, np.ndarray[Any, Any]],
-    options: Options,
+    processes: Processes,
     *,
     base: str,
     compare: bool = True,
     memory: bool = True,
+    repeats: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return time, spread, memory and error of all rows, relative to one of them.
 
@@ -203,24 +279,26 @@ def measure(
         methods: the rows.
         problem: the problem's name.
         arrays: its arrays.
-        options: how it is run.
+        processes: of the peers.
         base: name of the row that ratios are taken to.
         compare: whether to measure how far answers are from that row's.
         memory: whether to measure peaks.
+        repeats: rounds that are measured, by default the options'.
     """
-    with saved(arrays) as data, started(methods, problem, data, options) as (rows, reasons):
-        runs, failed = take_turns(list(rows.values()), options.repeats)
+    with saved(arrays) as data, started(methods, problem, data, processes) as (rows, reasons):
+        runs, failed = take_turns(list(rows.values()), repeats or processes.options.repeats)
         found: dict[str, dict[str, Any]] = {name: {"reason": reason} for name, reason in {**reasons, **failed}.items()}
         if base not in runs:
             return found
+        clock = "cpu" if processes.options.device == "cpu" else "wall"
         answers = {name: rows[name].answer() for name in runs} if compare else {}
         peaks = {name: rows[name].peak() for name in runs} if memory else {}
         for name, times in runs.items():
-            ratios = [run["cpu"] / unit["cpu"] for run, unit in zip(times, runs[base], strict=True)]
+            ratios = [run[clock] / unit[clock] for run, unit in zip(times, runs[base], strict=True)]
             entry = {
                 "time": statistics.median(ratios),
                 "spread": spread(ratios),
-                "cpu_seconds": statistics.median(run["cpu"] for run in times),
+                "seconds": statistics.median(run[clock] for run in times),
                 "products": times[0].get("products"),
                 "setup_seconds": rows[name].setup,
                 "version": rows[name].version,

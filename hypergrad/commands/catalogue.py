@@ -73,7 +73,7 @@ def public(base: type) -> list[type]:
     """
     found = {
         value
-        for value in vars(hg).values()
+        for value in (getattr(hg, name) for name in dir(hg))
         if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
     }
     return sorted(found, key=lambda kind: kind.__name__.lower())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-from hypergrad import guards, tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import (
     Algorithm,
     Cost,
@@ -24,14 +25,21 @@ from hypergrad.algorithm import (
 )
 from hypergrad.errors import UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
-from hypergrad.linear import LinearResult, LinearSolver, Memory, Status
+from hypergrad.linear import LinearResult, LinearSolver, Memory
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
+from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem, excused
+from hypergrad.solvers.bilevel.compiled_probe import Place
+from hypergrad.solvers.bilevel.compiler import Compiled
+from hypergrad.solvers.bilevel.implicit_remarks import Scales, remarks
 from hypergrad.solvers.bilevel.known_response import attach_known, is_known, known_response
 from hypergrad.solvers.bilevel.point import Point
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.dense import Dense
 from hypergrad.tree import Tree
+
+PLAIN = Compiled()
+"""What ``compile=True`` stands for."""
 
 
 @final
@@ -74,11 +82,15 @@ class Implicit(Algorithm[ImplicitState]):
         damping: number of at least 0 added to H, in units of curvature; it biases the answer.
         stationarity: how far the rest of training may move the outer loss, at least 0, before a
             :class:`~hypergrad.errors.StationarityWarning` is given: relative to max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10).
+        compile: whether a whole hypergradient, without its training, is compiled by ``torch.compile``: True, or
+            :class:`~hypergrad.Compiled` with settings. Only with ``CG`` and ``Neumann``. What cannot be compiled, or
+            disagrees with eager products, is computed eagerly with a :class:`~hypergrad.errors.CompileWarning`.
 
     Cost: training; 1 inner gradient, 1 outer gradient; the linear solver's products and 1.
 
     Raises:
-        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate).
+        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate); ``compile`` with another
+            linear solver, a root, constraints, several outer batches as one, or for a backward pass.
         UnreachedError: a hyperparameter that enters nothing.
         TreeError: a ``response_vjp`` that returns other names or shapes than those of the hyperparameters.
         DivergenceError: a linear solve that diverged.
@@ -102,6 +114,7 @@ class Implicit(Algorithm[ImplicitState]):
     inner: InnerSolver | None = None
     damping: float = 0.0
     stationarity: float = 0.01
+    compile: bool | Compiled = False
     order = 2
     cost = "training + 1 inner gradient + 1 outer gradient + linear solve + 1 product"
     needs = "an inner optimum (∇g = 0) and a regular Hessian there"
@@ -125,6 +138,10 @@ class Implicit(Algorithm[ImplicitState]):
         check_kind(self, "linear", LinearSolver, "pass one of hypergrad's, such as hypergrad.CG()")
         check_kind(self, "inner", InnerSolver, "pass hypergrad.LBFGS(), or your own: hypergrad.Training(train)")
         check_numbers(self, "damping", "stationarity", least=0)
+        if not isinstance(self.compile, bool):
+            check_kind(self, "compile", Compiled, "pass True, False or hypergrad.Compiled() with settings")
+        if self.compile:
+            check_compiled(self.linear)
 
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return training's passes, one gradient of each objective, the solve's products and one."""
@@ -135,6 +152,9 @@ class Implicit(Algorithm[ImplicitState]):
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> ImplicitState:
         """Check the inputs and start at ``params``."""
         params, hparams = problem.check_inputs(params, hparams)
+        if self.compile:
+            check_problem(problem)
+            self._compiler.check_device(tree.device_of(params))
         return ImplicitState(tree.detached(params))
 
     def response(self, problem: Problem, state: ImplicitState, hparams: Tree) -> Tree:
@@ -172,6 +192,8 @@ class Implicit(Algorithm[ImplicitState]):
 
     def step(self, problem: Problem, state: ImplicitState, hparams: Tree) -> tuple[Hypergradient, ImplicitState]:
         """Train, solve, and return the hypergradient."""
+        if self.compile and not is_known(problem):
+            return self._compiled_step(problem, state, hparams)
         device = tree.device_of(state.params)
         watch = Stopwatch(device)
         with guards.pinned_rng(device):
@@ -179,35 +201,78 @@ class Implicit(Algorithm[ImplicitState]):
             if self.inner is not None:
                 trained = self.inner.run(problem, params, hparams)
                 params, cost = trained.params, trained.cost
-            outer = problem.outer_gradients(params, hparams, problem.draw_outer())
-            if is_known(problem):
-                found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
-                return found, ImplicitState(params, state.steps + 1)
-            point = Point(self.linear, self.damping, problem, params, hparams)
-            gap, steepness = point.check(outer)
-            reach = steepness * tree.norm(params)
+            with evaluation.held():
+                outer = problem.outer_gradients(params, hparams, problem.draw_outer())
+                if is_known(problem):
+                    found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
+                    return found, ImplicitState(params, state.steps + 1)
+                point = Point(self.linear, self.damping, problem, params, hparams)
+            loss, gap, steepness = point.check(outer)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
             solution = point.solve(b, state.solution, state.memory)
-            slope = point.stationarity.slope(solution.value).abs()
-            scales, kinks = torch.stack([outer.value, reach, gap, slope]).tolist(), point.kinks()
-            point.check_solution(solution, b, finite=math.isfinite(scales[-1]))
+            slope, kinks = point.stationarity.slope(solution.value).item(), point.kinks()
+            point.check_solution(solution, b, finite=math.isfinite(slope))
             grads = outer.minus(point.stationarity.cross(solution.value, last=True))
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
         check_finite("the mixed product for hparams", grads, when="where training ended")
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
-        report = self._report(scales, solution, kinks, cost, watch)
+        scales = Scales(loss, abs(slope), gap, steepness, params)
+        report = self._report(scales, solution, cost, watch, kinks)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
+
+    @property
+    def _compiler(self) -> Compiled:
+        return self.compile if isinstance(self.compile, Compiled) else PLAIN
+
+    def _compiled_step(
+        self, problem: Problem, state: ImplicitState, hparams: Tree
+    ) -> tuple[Hypergradient, ImplicitState]:
+        """Do as :meth:`step` does with compiled code, or eagerly where there is none."""
+        device = tree.device_of(state.params)
+        watch = Stopwatch(device)
+        program = Program.of(problem, self.linear, self._compiler, device)
+        if program.refused is not None:
+            plain = dataclasses.replace(self, compile=False)
+            found, after = plain.step(problem, state, hparams)
+            return excused(found, repr(self), program), after
+        reached = partial(self._check_reached, hparams) if state.steps == 0 else None
+        with program.pinned(training=self.inner is not None):
+            params, cost = self.trained(problem, state, hparams)
+            outer_batch, batch = problem.draw_outer(), problem.draw_inner()
+            place = Place(problem, params, hparams, batch, outer_batch, state.solution, state.memory)
+            solved = program.solve(place, self.linear, self.damping, reached)
+            if solved is None:
+                plain = dataclasses.replace(self, compile=False, inner=None)
+                again = problem.with_batches(batch, outer_batch)
+                found, after = plain.step(again, dataclasses.replace(state, params=params), hparams)
+                program.refused = program.refused or program.doubt
+                report = dataclasses.replace(found.report, cost=cost + found.report.cost, seconds=watch.seconds())
+                return excused(dataclasses.replace(found, report=report), repr(self), program), after
+        result = solved.result
+        made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
+        cost = made if self.inner is None else cost + made
+        report = self._report(Scales(*solved.scales, params), result, cost, watch)
+        following = ImplicitState(
+            params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
+        )
+        return Hypergradient(solved.grads, params, solved.value, report), following
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ* = response(λ) as θ* + S(∇_θ g(θ*, λ)), where S is 0 forwards and −H⁻¹ backwards.
 
         The gradient's graph is ordinary autograd, so hyperparameters that a closure hides are found as well.
         """
+        if self.compile:
+            raise UnsupportedError(
+                passed=f"{self!r} for a backward pass (differentiable, solve, attach)",
+                expected="an algorithm that runs eagerly: autograd asks it for products one at a time",
+                do="leave compile out here, or call hypergrad.hypergradient or a Run",
+            )
         params, _ = problem.check_inputs(params, tree.detached(hparams))
         device = tree.device_of(params)
         if problem.response_vjp is not None:
@@ -240,55 +305,25 @@ class Implicit(Algorithm[ImplicitState]):
             "with hypergrad.Tuned",
         )
 
+    @cached_property
+    def _text(self) -> str:
+        return repr(self)
+
     def _report(
-        self,
-        scales: list[float],
-        solution: LinearResult,
-        kinks: list[int],
-        cost: Cost,
-        watch: Stopwatch,
+        self, scales: Scales, solution: LinearResult, cost: Cost, watch: Stopwatch, kinks: Sequence[int] = ()
     ) -> Report:
-        loss, far, gap, error = scales
-        notes = {}
-        if error > self.stationarity * max(abs(loss), 0.1 * far):  # a loss near zero is no scale to measure by
-            notes["stationarity"] = (
-                f"the inner problem is not at its optimum: its gradient norm is {gap:.3g}, and training on would move "
-                f"the outer loss by about {error:.3g} from {loss:.3g}, so this hypergradient is biased; train longer, "
-                "or use hypergrad.Unrolled for short training"
-            )
-        if solution.negative_curvature and self.linear.needs_definite:
-            notes["curvature"] = (
-                "the inner Hessian is not positive definite here, so this point is no strict minimum (or the step of a "
-                "Neumann series is too long); train longer, add damping=, or use hypergrad.MINRES, which does not need "
-                "definiteness"
-            )
-        if solution.status is Status.MAX_STEPS:
-            notes["convergence"] = (
-                f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
-                f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
-            )
-        if solution.status is Status.STALLED:
-            notes["convergence"] = (
-                f"iterative refinement stalled at a relative residual of {solution.residual:.3g}: products of low "
-                "precision are too coarse for this Hessian, or it is not positive definite; raise product_dtype, "
-                "tighten its solver, or use the linear solver without hypergrad.Refined"
-            )
-        if kinks:
-            notes["active_set"] = (
-                f"the inequalities at places {kinks} are active with a multiplier of zero: the inner solution has a "
-                "kink there, and this hypergradient counts them as inactive"
-            )
+        notes = remarks(scales, solution, kinks, share=self.stationarity, definite=self.linear.needs_definite)
         return Report(
-            algorithm=repr(self),
+            algorithm=self._text,
             status=str(solution.status),
-            outer_loss=loss,
+            outer_loss=scales.loss,
             cost=cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),
             residual=solution.residual,
             negative_curvature=solution.negative_curvature,
-            inner_gradient_norm=gap,
-            implied_error=error,
+            inner_gradient_norm=scales.gap,
+            implied_error=scales.error,
             notes=notes,
         )
 

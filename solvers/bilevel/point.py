@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,16 +44,17 @@ class Point:
             raise self._diverged(operator, b)
         return result
 
-    def check(self, outer: OuterGradients) -> tuple[Tensor, Tensor]:
-        """Return ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
-        gap, steepness, when = self.stationarity.length(), tree.norm(outer.params), "where training ended"
-        if not bool(torch.isfinite(torch.stack([outer.value, steepness, gap])).all()):
+    def check(self, outer: OuterGradients) -> tuple[float, float, float]:
+        """Return f, ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
+        loss, gap, steepness = tree.numbers(outer.value, self.stationarity.length(), tree.norm(outer.params))
+        when = "where training ended"
+        if not (math.isfinite(loss) and math.isfinite(gap) and math.isfinite(steepness)):
             check_finite("the outer loss", {"f": outer.value}, when=when)
             views = self.stationarity.layout.views(self.stationarity.residual())
             check_finite("the inner gradient of params", views, when=when)
             check_finite("the outer gradient of params", outer.params, when=when)
         check_finite("the outer gradient of hparams", outer.hparams, when=when)
-        return gap, steepness
+        return loss, gap, steepness
 
     def check_solution(self, result: LinearResult, b: Tensor, *, finite: bool) -> None:
         """Raise where a solve of a finite system met NaN or infinity; ``finite`` says that its value has none."""

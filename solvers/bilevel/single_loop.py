@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, final
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeVar, final
 
 from torch import Tensor
 
-from hypergrad import guards, tree
+from hypergrad import evaluation, guards, tree
 from hypergrad.algorithm import Algorithm, Hypergradient, Report, Stopwatch, check_finite, check_reached, replayed
 from hypergrad.errors import UnsupportedError
 from hypergrad.linear import Status
@@ -84,15 +87,29 @@ class SingleLoop(Algorithm[S]):
     Args:
         iterations: iterations of θ and of what else is tracked in each step, at least 1. With more than one the
             direction for λ is that of the last.
+        compile: whether the derivatives of an iteration are one graph of :func:`torch.compile`.
         adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
     """
 
     iterations: int = 1
     adjoint_iterations: int = 100
+    compile: bool = False
+    compiles: ClassVar[bool] = False
+    """Whether its iterations ask for derivatives that can be compiled as one graph."""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
         check_counts(self, "iterations", "adjoint_iterations")
+        if self.compile and not self.compiles:
+            raise UnsupportedError(
+                passed=f"{type(self).__name__}(compile={self.compile!r})",
+                expected="a method that asks for all derivatives of an iteration at once",
+                do="leave compile out, or use hypergrad.SOBA, hypergrad.SABA or hypergrad.SRBA",
+            )
+
+    @cached_property
+    def _text(self) -> str:
+        return repr(self)
 
     @abstractmethod
     def _start(self, params: Tree, hparams: Tree) -> S:
@@ -102,10 +119,23 @@ class SingleLoop(Algorithm[S]):
     def _iterate(self, oracles: Oracles, state: S) -> tuple[Tensor, Tree, S]:
         """Make one iteration and return f, the direction for λ, and the next state."""
 
+    def _repeat(self, oracles: Oracles, state: S) -> tuple[Tensor, Tree, S]:
+        """Make the iterations of a step and return what the last one returned."""
+        value, grads, state = self._iterate(oracles, state)
+        for _ in range(self.iterations - 1):
+            value, grads, state = self._iterate(oracles, state)
+        return value, grads, state
+
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> S:
         """Check the inputs and start at ``params``."""
         problem.check_descent()
         params, checked = problem.check_inputs(params, hparams)
+        if self.compile and problem.root:
+            raise UnsupportedError(
+                passed=f"{type(self).__name__}(compile=True) for a root or fixed point",
+                expected="an inner objective",
+                do="leave compile out",
+            )
         if problem.initial is not None:
             raise UnsupportedError(
                 passed=f"{type(self).__name__} for a problem with initial",
@@ -116,10 +146,8 @@ class SingleLoop(Algorithm[S]):
 
     def response(self, problem: Problem, state: S, hparams: Tree) -> Tree:
         """Return θ after the iterations of one step at ``hparams``."""
-        oracles = Oracles(problem, state.params, tree.leaves(hparams))
-        for _ in range(self.iterations):
-            _, _, state = self._iterate(oracles, state)
-        return state.params
+        oracles = Oracles(problem, state.params, tree.leaves(hparams), compile=self.compile)
+        return self._repeat(oracles, state)[2].params
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ after ``adjoint_iterations`` iterations with a backward pass that makes them again."""
@@ -129,23 +157,25 @@ class SingleLoop(Algorithm[S]):
         """Make the iterations of one step and return the last direction for λ."""
         device = tree.device_of(state.params)
         watch, first = Stopwatch(device), state.steps == 0
-        with guards.pinned_rng(device):
-            oracles = Oracles(problem, state.params, tree.attached(hparams))
-            value, grads, state = self._iterate(oracles, state)
-            for _ in range(self.iterations - 1):
-                value, grads, state = self._iterate(oracles, state)
+        with guards.pinned_rng(device), nullcontext() if self.compile else evaluation.held():
+            oracles = Oracles(problem, state.params, tree.attached(hparams), compile=self.compile)
+            value, grads, state = self._repeat(oracles, state)
         if first:
             check_reached(hparams, oracles.reached, advice=UNREACHED)
-        check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
-        check_finite("params", state.params, when=f"after iteration {state.made}")
-        check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
-        curvature = float(oracles.curvature)
+        numbers, curvature = oracles.numbers([value, *state.params.values(), *grads.values()])
+        if not math.isfinite(sum(numbers)):
+            check_finite("the outer loss", {"f": value}, when=f"at iteration {state.made}")
+            check_finite("params", state.params, when=f"after iteration {state.made}")
+            check_finite("the direction of hparams", grads, when=f"at iteration {state.made}")
+        notes = {} if curvature >= 0 else {"curvature": _not_convex(type(self).__name__, curvature)}
+        if oracles.compiled is not None and oracles.compiled.left_out:
+            notes["compile"] = oracles.compiled.left_out
         report = Report(
-            algorithm=repr(self),
+            algorithm=self._text,
             status=str(Status.COMPLETED),
             outer_loss=float(value),
             negative_curvature=curvature < 0,
-            notes={"curvature": _not_convex(type(self).__name__, curvature)} if curvature < 0 else {},
+            notes=notes,
             cost=oracles.cost,
             seconds=watch.seconds(),
             peak_bytes=watch.peak_bytes(),

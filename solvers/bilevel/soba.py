@@ -14,6 +14,9 @@ from hypergrad.solvers.bilevel.oracles import Oracles
 from hypergrad.solvers.bilevel.single_loop import AdjointState, SingleLoop
 from hypergrad.tree import Layout, Tree
 
+CHUNK = 4
+"""Iterations in one compiled graph."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class SOBA(SingleLoop[AdjointState]):
             outer optimizer's.
         linear_step_size: β_t, likewise; α_t by default.
         iterations: iterations in each step, at least 1; 1 in the paper.
+        compile: whether the derivatives of an iteration are one graph of :func:`torch.compile`, checked against the
+            eager ones at its first use, and of four iterations where there are as many (see
+            :ref:`compiled-iterations`).
         adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
 
     Cost: 1 inner gradient, 1 product and 1 outer gradient an iteration.
@@ -58,6 +64,7 @@ class SOBA(SingleLoop[AdjointState]):
     step_size: Schedule
     linear_step_size: Schedule | None = None
     order = 2
+    compiles = True
     cost = "1 inner gradient + 1 product + 1 outer gradient an iteration"
     needs = "a strongly convex inner problem"
 
@@ -94,3 +101,19 @@ class SOBA(SingleLoop[AdjointState]):
         solution = torch.sub(state.solution, found.linear, alpha=linear)
         following = AdjointState(layout.views(z), solution, state.steps, state.made + 1)
         return found.value, found.hparams, following
+
+    def _repeat(self, oracles: Oracles, state: AdjointState) -> tuple[Tensor, Tree, AdjointState]:
+        if oracles.compiled is None or self.iterations < CHUNK:
+            return super()._repeat(oracles, state)
+        chunks, rest = divmod(self.iterations, CHUNK)
+        for _ in range(rest):
+            _, _, state = self._iterate(oracles, state)
+        z, q, made = oracles.layout.flatten(state.params), state.solution, state.made
+        for _ in range(chunks):
+            steps = [
+                (scheduled(self, "step_size", k), scheduled_like(self, "linear_step_size", "step_size", k))
+                for k in range(made, made + CHUNK)
+            ]
+            z, q, direction, value = oracles.moves(z, q, steps)
+            made += CHUNK
+        return value, direction, AdjointState(oracles.layout.views(z), q, state.steps, made)

@@ -56,6 +56,8 @@ class SRBA(SingleLoop[SRBAState]):
         linear_step_size: step of q, likewise; α by default.
         period: iterations from one pass over the whole data to the next, at least 1: about the number of batches.
         iterations: iterations in each step, at least 1; 1 in the paper.
+        compile: whether the derivatives of an iteration are one graph of :func:`torch.compile`, checked against the
+            eager ones at its first use (see :ref:`compiled-iterations`).
         adjoint_iterations: iterations of a backward pass through :func:`~hypergrad.solve`, at least 1.
 
     Cost: 2 inner gradients, 2 products and 2 outer gradients an iteration, 1 of each on the whole data every
@@ -84,6 +86,7 @@ class SRBA(SingleLoop[SRBAState]):
     linear_step_size: Schedule | None = None
     period: int = 10
     order = 2
+    compiles = True
     cost = "2 inner gradients + 2 products + 2 outer gradients an iteration (1 of each on all data every period)"
     needs = "a strongly convex inner problem"
     elsewhere = True
@@ -120,7 +123,8 @@ class SRBA(SingleLoop[SRBAState]):
         layout, problem = oracles.layout, oracles.problem
         z = layout.flatten(state.params)
         if state.made % self.period == 0:
-            found = oracles.directions(z, state.solution, whole(problem.inner_data), whole(problem.outer_data))
+            data = whole(problem.inner_data), whole(problem.outer_data)
+            found = oracles.directions(z, state.solution, *data, rare=problem.inner_data is not None)
         else:
             inner, outer = problem.draw_inner(), problem.draw_outer()
             masks = oracles.masks()

@@ -12,6 +12,7 @@ from torch import Tensor
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.settings import check_counts, check_numbers
 from hypergrad.solvers.linear.spectrum import top_curvature
+from hypergrad.tree import numbers
 
 
 @final
@@ -80,13 +81,13 @@ class Neumann(LinearSolver):
             operator.update(x, x, -step, shrink, b)
             if last is not None:
                 lengths.append(torch.linalg.vector_norm(last.sub_(x)))
-        total, *lengths_seen = torch.stack([torch.linalg.vector_norm(x), *lengths]).tolist()
+        total, *lengths_seen = numbers(torch.linalg.vector_norm(x), *lengths)
         noise = 100 * torch.finfo(x.dtype).eps * total
         return LinearResult(
             value=x.mul_(step),
-            status=_status(lengths_seen),
+            status=status_of(lengths_seen),
             residual=lengths_seen[-1] / lengths_seen[0],
-            negative_curvature=_grows(lengths_seen, noise, operator.symmetric),
+            negative_curvature=grows(lengths_seen, noise, operator.symmetric),
             products=operator.products - made,
             memory=memory,
         )
@@ -100,7 +101,7 @@ class Neumann(LinearSolver):
         return 1 / curvature if curvature > 0 else 1.0, {"top_vector": vector}
 
 
-def _status(lengths: list[float]) -> Status:
+def status_of(lengths: list[float]) -> Status:
     """Judge by the lengths of the first and the last two terms."""
     start, last = lengths[0], lengths[-1]
     if not math.isfinite(start):
@@ -108,7 +109,7 @@ def _status(lengths: list[float]) -> Status:
     return Status.TRUNCATED if last <= 10 * start else Status.DIVERGED
 
 
-def _grows(lengths: list[float], noise: float, symmetric: bool) -> bool:
+def grows(lengths: list[float], noise: float, symmetric: bool) -> bool:
     """Return whether the terms grow; those below ``noise`` are rounding errors."""
     # on a symmetric matrix every term of a convergent series is shorter than the one before
     limit = min(lengths[:-1]) if symmetric and len(lengths) > 1 else lengths[0]

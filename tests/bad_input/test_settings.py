@@ -104,6 +104,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
 
 ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Auto: ("accuracy", "memory"),
+    hg.Compiled: ("tolerance",),
     hg.Identity: ("scale",),
     hg.Neumann: ("step",),
     hg.Newton: ("tolerance",),
