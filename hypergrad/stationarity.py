@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from hypergrad import shortage
 from hypergrad.backward import pulled_back
 from hypergrad.errors import ObjectiveError
 from hypergrad.tree import Layout, Tree, dense
@@ -172,6 +173,8 @@ class Stationarity:
             try:
                 return torch.cat([self._together(rows) for rows in vectors.split(self._chunk)])
             except (RuntimeError, NotImplementedError) as error:  # what vmap cannot do has no error of its own
+                if shortage.is_shortage(error):
+                    raise
                 self.unbatched, self.products = str(error), made
         rows = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
         for row, v in zip(rows, vectors.contiguous(), strict=True):

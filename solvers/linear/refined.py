@@ -65,7 +65,7 @@ class Refined(LinearSolver):
         ...     outer=lambda params, hparams: params["w"].square().sum(),
         ... )
         >>> start = {"w": torch.zeros(2, dtype=torch.float64)}, {"decay": torch.ones(2, dtype=torch.float64)}
-        >>> algorithm = hg.Implicit(Refined(hg.CG(rtol=1e-4), rtol=1e-12), inner=hg.Newton())
+        >>> algorithm = hg.Implicit(hg.Refined(hg.CG(rtol=1e-4), rtol=1e-12), inner=hg.Newton())
         >>> result = hg.hypergradient(problem, *start, algorithm)
         >>> result.report.residual < 1e-12
         True
