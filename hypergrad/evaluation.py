@@ -246,7 +246,7 @@ def still() -> AbstractContextManager[None]:
     Inside of :func:`held` it only takes the buffers back afterwards; an evaluation within an evaluation, or one under
     other buffers, prepares everything anew.
     """
-    buffers = getattr(_here, "held", None)
+    buffers: object = getattr(_here, "held", None)
     if not isinstance(buffers, _Buffers) or buffers.evaluating or getattr(_here, "buffers", None) is not buffers:
         return _still()
     return buffers
