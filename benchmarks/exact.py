@@ -22,6 +22,7 @@ PENALTIES = {
     ("digits", "equal"): (0.6e-5, 0.75e-5),
     ("mnist", "spread"): (4e-5, 0.4),
     ("mnist", "equal"): (1.0e-5, 1.25e-5),
+    ("ridge", "spread"): (1e-3, 10.0),
     ("made up", "spread"): (1e-4, 1.0),
     ("made up", "equal"): (0.9e-3, 1.1e-3),
 }
@@ -287,7 +288,7 @@ def ridge(seed: int = 0, *, small: bool = False) -> Exact:
         seed: of split and penalties.
         small: whether to take made-up examples, for a smoke run.
     """
-    name = "made up" if small else "digits"
+    name = "made up" if small else "ridge"
     data = made_up(seed) if small else digits(seed)
     classes = int(max(data["y"].max(), data["y_valid"].max())) + 1
     x, valid = data["x"], data["x_valid"]
@@ -345,8 +346,9 @@ def convnet(seed: int = 0, train: int = 200, valid: int = 100, width: int = 2) -
         return problem.inner(tree(flat), problem.hparams)
 
     theta = _trained(inner, torch.cat([problem.params[name].flatten() for name in names]))
-    matrix = torch.func.hessian(inner)(theta).numpy()
-    slope = torch.func.grad(lambda flat: problem.outer(tree(flat), problem.hparams))(theta).numpy()
+    leaf = theta.clone().requires_grad_()
+    slope = torch.autograd.grad(problem.outer(tree(leaf), problem.hparams), leaf)[0].numpy()
+    matrix = derivatives(inner, theta)[1].numpy()
     q = cho_solve(cho_factor(matrix), slope)
     arrays |= {f"params.{name}": value.numpy() for name, value in tree(theta).items()}
     spectrum = np.linalg.eigvalsh(matrix)
@@ -368,11 +370,21 @@ def _trained(inner: Any, theta: Any) -> Any:
         return value
 
     optimizer.step(closure)
-    theta, gradient = theta.detach(), torch.func.grad(inner)
+    theta = theta.detach()
     for _ in range(20):
-        before = gradient(theta)
-        moved = theta - torch.linalg.solve(torch.func.hessian(inner)(theta), before)
-        if gradient(moved).norm() >= before.norm():
+        gradient, matrix = derivatives(inner, theta)
+        moved = theta - torch.linalg.solve(matrix, gradient)
+        if derivatives(inner, moved)[0].norm() >= gradient.norm():
             break
         theta = moved
     return theta
+
+
+def derivatives(function: Any, theta: Any) -> tuple[Any, Any]:
+    """Return gradient and Hessian of a function of a flat tensor, row by row."""
+    import torch
+
+    leaf = theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+    rows = [torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in gradient]
+    return gradient.detach(), torch.stack(rows)

@@ -101,7 +101,7 @@ def _lbfgs(problem: Task, params: Tree, hparams: Tree, tolerance: float) -> None
             value.grad = grad
         return loss.detach()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     for value in theta:
         value.grad = None
 

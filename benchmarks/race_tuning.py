@@ -22,7 +22,7 @@ from benchmarks.rows.race_hand import ROWS
 from benchmarks.sheets.race import CASES, Case
 
 SEEDS = (100, 101, 102)
-RATES = {"cleaning linear": (0.3, 1.0, 3.0), "cleaning mlp": (0.1, 0.3, 1.0), "penalties": (0.1, 0.3)}
+RATES = {"cleaning linear": (0.3, 1.0, 3.0), "cleaning mlp": (0.3, 1.0, 3.0), "penalties": (0.1, 0.3)}
 """Of the training."""
 OUTER_RATES = (0.1, 0.3, 1.0, 3.0)
 """Of Adam for the hyperparameters."""

@@ -88,6 +88,7 @@ from hypergrad.solvers.linear import Nystrom as Nystrom
 from hypergrad.solvers.linear import NystromPreconditioner as NystromPreconditioner
 from hypergrad.solvers.linear import PenaltyDiagonal as PenaltyDiagonal
 from hypergrad.solvers.linear import Recycled as Recycled
+from hypergrad.solvers.linear import Refined as Refined
 from hypergrad.solvers.linear import Scipy as Scipy
 from hypergrad.solvers.linear import Stochastic as Stochastic
 from hypergrad.splits import Split as Split

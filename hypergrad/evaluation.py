@@ -246,11 +246,10 @@ def still() -> AbstractContextManager[None]:
     Inside of :func:`held` it only takes the buffers back afterwards; an evaluation within an evaluation, or one under
     other buffers, prepares everything anew.
     """
-    buffers: _Buffers | None = getattr(_here, "held", None)
-    lent: _Buffers | None = getattr(_here, "buffers", None)
-    if buffers is not None and buffers is lent and not buffers.evaluating:
-        return buffers
-    return _still()
+    buffers: Any = getattr(_here, "held", None)
+    if not isinstance(buffers, _Buffers) or buffers.evaluating or getattr(_here, "buffers", None) is not buffers:
+        return _still()
+    return buffers
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class Status(StrEnum):
     """A series or a back-propagation was cut after the number of terms asked for, which biases the value."""
     MAX_STEPS = "max_steps"
     """The budget ended before the tolerance was reached."""
+    STALLED = "stalled"
+    """Further corrections did not help: the products' precision is too low for this matrix."""
     NEGATIVE_CURVATURE = "negative_curvature"
     """vᵀAv ≤ 0 was met, so A is not positive definite; the value is the best iterate before it."""
     DIVERGED = "diverged"
@@ -85,6 +87,9 @@ class Operator:
         redraw: returns the operator on a fresh batch, for stochastic solvers.
         image: ``image(y, v, d)`` sets y ← B v + d ⊙ v for another vector y (``None`` stands for d = 0), where that is
             quicker than ``product`` on zeros.
+        block: ``block(vectors)`` returns B v for each row v, where that is faster than one by one.
+        lower: ``lower(dtype)`` returns a function ``(v) -> B v`` on vectors of a lower precision, for
+            :class:`~hypergrad.Refined`.
 
     Attributes:
         products: products made so far.
@@ -100,9 +105,11 @@ class Operator:
         transpose: Product | None = None,
         redraw: Callable[[], Operator] | None = None,
         image: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
+        block: Callable[[Tensor], Tensor] | None = None,
+        lower: Callable[[torch.dtype], Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         """Keep the functions."""
-        self._image = image
+        self._image, self._block, self._lower = image, block, lower
         self._product, self._transpose, self._redraw = product, product if symmetric else transpose, redraw
         self.size = like.size if isinstance(like, Layout) else like.numel()
         self.dtype, self.device = like.dtype, like.device
@@ -111,7 +118,11 @@ class Operator:
 
     @classmethod
     def of(
-        cls, stationarity: Stationarity, damping: float = 0.0, redraw: Callable[[], Operator] | None = None
+        cls,
+        stationarity: Stationarity,
+        damping: float = 0.0,
+        redraw: Callable[[], Operator] | None = None,
+        lower: Callable[[torch.dtype], Callable[[Tensor], Tensor]] | None = None,
     ) -> Operator:
         """Return (∂R/∂θ)ᵀ + damping · I, which is the damped Hessian for an argmin."""
         diagonal = stationarity.diagonal
@@ -132,6 +143,8 @@ class Operator:
             transpose=transpose,
             redraw=redraw,
             image=stationarity.image,
+            block=stationarity.images,
+            lower=lower,
         )
 
     def multiply(self, y: Tensor, v: Tensor) -> None:
@@ -167,6 +180,21 @@ class Operator:
                 raise
             raise shortage.in_product(self.products, error) from error
 
+    def images(self, vectors: Tensor) -> Tensor:
+        """Return B v for each row v of a matrix, without the known diagonal; one product a row."""
+        if self._block is None:
+            rows = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
+            for row, v in zip(rows, vectors.contiguous(), strict=True):
+                self.add_rest(row, v)
+            return rows
+        self.products += len(vectors)
+        try:
+            return self._block(vectors)
+        except (RuntimeError, MemoryError) as error:
+            if not shortage.is_shortage(error):
+                raise
+            raise shortage.in_product(self.products, error) from error
+
     def __call__(self, v: Tensor) -> Tensor:
         """Return A v as a new vector; one product."""
         y = torch.empty_like(v)
@@ -189,6 +217,33 @@ class Operator:
         return Operator(
             self._transpose, like, diagonal=self.diagonal, symmetric=self.symmetric, transpose=self._product
         )
+
+    def lowered(self, dtype: torch.dtype) -> Operator:
+        """Return the same matrix with B's products in a lower precision, on vectors of the present one.
+
+        Vectors are scaled to entries of 1 at most before they are converted, so that small ones do not vanish. The
+        known diagonal stays as it is. Products are counted apart.
+
+        Raises:
+            UnsupportedError: products in a lower precision are not known, or the precision is no lower.
+        """
+        if self._lower is None or torch.finfo(dtype).eps <= torch.finfo(self.dtype).eps:
+            known = "without products in a lower precision" if self._lower is None else f"of {self.dtype}"
+            raise UnsupportedError(
+                passed=f"products in {dtype} with a matrix {known}",
+                expected="an inner problem, or Operator(product, ..., lower=...), in a higher precision",
+                do="use the solver without hypergrad.Refined, or another product_dtype",
+            )
+        low = self._lower(dtype)
+
+        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
+            largest = v.abs().max().clamp(min=torch.finfo(v.dtype).tiny)
+            image = low((v / largest).to(dtype)).to(v.dtype).mul_(largest)
+            rescale(y, scale, shift)
+            y.add_(image, alpha=alpha)
+
+        like = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        return Operator(product, like, diagonal=self.diagonal, symmetric=self.symmetric)
 
     def fresh(self) -> Operator:
         """Return the operator on a fresh batch, or this one when the data is always the same."""
@@ -215,46 +270,6 @@ class Operator:
             matvec=product(self),
             rmatvec=None if transposed is None else product(transposed),
         )
-
-
-@final
-class Seen:
-    """The first products (v, B v) of a solve, for a preconditioner that learns from them.
-
-    Args:
-        room: how many to keep.
-        like: a vector of the right length, dtype and device.
-    """
-
-    def __init__(self, room: int, like: Tensor) -> None:
-        """Start with none."""
-        self.room, self.like = room, like
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def through(self, operator: Operator) -> Operator:
-        """Return the same matrix, whose products are kept here as well; it counts its products apart."""
-        if not self.room:
-            return operator
-
-        def product(y: Tensor, v: Tensor, alpha: float, scale: Tensor | None, shift: Tensor | None) -> None:
-            if len(self._pairs) >= self.room:
-                operator.update(y, v, alpha, scale, shift)
-                return
-            image = torch.zeros_like(v)
-            operator.add_rest(image, v)
-            self._pairs.append((v.clone(), image))
-            rescale(y, scale, shift)
-            y.add_(image, alpha=alpha)
-
-        return Operator(product, self.like, diagonal=operator.diagonal, symmetric=operator.symmetric)
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """Return the vectors and their images, one a row."""
-        if not self._pairs:
-            none = self.like.new_empty(0, self.like.numel())
-            return none, none
-        vectors, images = zip(*self._pairs, strict=True)
-        return torch.stack(vectors), torch.stack(images)
 
 
 class Preconditioner(ABC):

@@ -91,7 +91,10 @@ SMOKE: dict[str, dict[str, Any]] = {
     "profile": {"networks": ("mlp", "logistic"), "terms": 2, "repeats": 1, "smoke": True},
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
-PARTS = {"finite_sums", "harness", "memory", "plots", "problems", "results", "scaled", "single_loop"}
+PARTS = {
+    *("finite_sums", "harness", "memory", "plots", "problems", "race", "race_data", "race_problems", "race_tuning"),
+    *("results", "scaled", "single_loop"),
+}
 """Modules of ``benchmarks/`` that benchmarks are made of."""
 
 

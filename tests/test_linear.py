@@ -325,3 +325,17 @@ def test_large_vectors_and_thousands_of_small_tensors(dtype: torch.dtype) -> Non
     gap = max(float((s * x - b).abs().max()) for s, x, b in zip(scales, result.value, parts, strict=True))
     assert result.products <= 8, "seven distinct eigenvalues"
     assert gap < 1e-3
+
+
+@pytest.mark.parametrize("check_every", [1, 3])
+def test_cg_out_of_steps_returns_its_last_iterate(check_every: int) -> None:
+    values = torch.logspace(-4, 0, 60, dtype=torch.float64)
+    b = torch.linspace(1, 2, 60, dtype=torch.float64)
+    errors = []
+    for steps in range(1, 40):
+        solver = hg.CG(rtol=0.0, max_steps=steps, preconditioner=None, check_every=check_every)
+        result = solver.solve(lambda v: values * v, b)
+        assert result.residual == pytest.approx(float((b - values * result.value).norm() / b.norm()), rel=1e-6)
+        away = result.value - b / values
+        errors.append(float((values * away).dot(away)))
+    assert errors == sorted(errors, reverse=True)

@@ -177,7 +177,7 @@ def test_a_graph_is_judged_by_the_types_of_its_nodes_every_time() -> None:
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, slope: Tensor) -> Tensor:
+        def backward(ctx: Any, slope: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             return slope * 2
 
     a = draw(2).requires_grad_()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hypergrad as hg
@@ -32,6 +33,8 @@ def _row(algorithm: Any, *, apart: bool = False) -> Any:
 
         def run() -> dict[str, Any]:
             result, _ = chosen.step(given, state, problem.hparams)
+            if "compile" in result.report.notes:
+                raise RuntimeError(result.report.notes["compile"])
             grads = [result.grads[key].cpu().numpy() for key in problem.hparams]
             return {"answer": grads, "counts": {"products": result.report.cost.products}}
 
@@ -48,6 +51,10 @@ def _cg(settings: Mapping[str, Any]) -> hg.Implicit:
     return hg.Implicit(hg.CG(rtol=0.0, max_steps=settings["terms"], preconditioner=None), stationarity=math.inf)
 
 
+def _compiled(algorithm: Callable[[Mapping[str, Any]], hg.Implicit]) -> Callable[[Mapping[str, Any]], hg.Implicit]:
+    return lambda settings: dataclasses.replace(algorithm(settings), compile=True)
+
+
 def _unrolled(settings: Mapping[str, Any]) -> hg.Unrolled:
     return hg.Unrolled(
         steps=settings["steps"],
@@ -60,8 +67,10 @@ def _unrolled(settings: Mapping[str, Any]) -> hg.Unrolled:
 ROWS = {
     "neumann": _row(_neumann),
     "neumann apart": _row(_neumann, apart=True),
+    "neumann compiled": _row(_compiled(_neumann)),
     "cg": _row(_cg),
     "cg apart": _row(_cg, apart=True),
+    "cg compiled": _row(_compiled(_cg)),
     "unrolled": _row(_unrolled),
     "unrolled recomputed": _row(_unrolled),
 }

@@ -27,13 +27,15 @@ def version() -> str:
 def inner_loss(feed: Any, upper: Any, lower: Any, params: Any = None) -> torch.Tensor:
     """Return the training loss; the library looks the function up by its name."""
     problem = feed["problem"]
-    return problem.inner(_tree(problem.params, params or lower.parameters()), upper.tree())
+    loss: torch.Tensor = problem.inner(_tree(problem.params, params or lower.parameters()), upper.tree())
+    return loss
 
 
 def outer_loss(feed: Any, upper: Any, lower: Any, params: Any = None) -> torch.Tensor:
     """Return the validation loss; the library looks the function up by its name."""
     problem = feed["problem"]
-    return problem.outer(_tree(problem.params, params or lower.parameters()), upper.tree())
+    loss: torch.Tensor = problem.outer(_tree(problem.params, params or lower.parameters()), upper.tree())
+    return loss
 
 
 def _tree(like: Tree, values: Any) -> Tree:

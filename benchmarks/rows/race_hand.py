@@ -60,13 +60,16 @@ def neumann(problem: Task, params: Tree, hparams: Tree, settings: Settings) -> l
 
 
 def cg(problem: Task, params: Tree, hparams: Tree, settings: Settings) -> list[Tensor]:
-    """Steps of conjugate gradients from zero."""
+    """Steps of conjugate gradients from zero, until the residual is below ``rtol`` where that is given."""
     theta = list(params.values())
     b = torch.autograd.grad(problem.outer(params, hparams), theta)
     gradient = torch.autograd.grad(problem.inner(params, hparams), theta, create_graph=True)
     x, r, p = [torch.zeros_like(t) for t in b], [t.clone() for t in b], [t.clone() for t in b]
     rho = _dot(r, r)
+    enough = settings.get("rtol", 0.0) ** 2 * rho
     for _ in range(settings["terms"]):
+        if "rtol" in settings and bool(rho <= enough):
+            break
         product = torch.autograd.grad(gradient, theta, p, retain_graph=True)
         alpha = rho / _dot(p, product)
         for xi, ri, pi, hi in zip(x, r, p, product, strict=True):

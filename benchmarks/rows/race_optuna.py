@@ -17,7 +17,7 @@ from benchmarks.race import Race
 from benchmarks.race_problems import descend, leaves, task
 from benchmarks.rows.race_hand import Function
 
-SAMPLERS = {
+SAMPLERS: dict[str, Any] = {
     "TPE": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "CMA-ES": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
     "GP": lambda seed: optuna.samplers.GPSampler(seed=seed),

@@ -32,7 +32,7 @@ def _implicit(solver: Any) -> Any:
             def inner(values: Any, given: Any) -> torch.Tensor:
                 return problem.inner(dict(zip(names, values, strict=True)), dict(zip(hparams, given, strict=True)))
 
-            @custom_root(torch.func.grad(inner), argnums=1, solve=solver(settings))
+            @custom_root(torch.func.grad(inner), argnums=1, solve=solver(settings))  # type: ignore[untyped-decorator]
             def solve(values: Any, _given: Any) -> Any:
                 return values
 
@@ -88,7 +88,7 @@ def _neumann(settings: Mapping[str, Any]) -> Any:
 
 
 def _cg(settings: Mapping[str, Any]) -> Any:
-    return torchopt.linear_solve.solve_cg(maxiter=settings["terms"], rtol=0.0)
+    return torchopt.linear_solve.solve_cg(maxiter=settings["terms"], rtol=settings.get("rtol", 0.0))
 
 
 ROWS = {"unrolled": unrolled, "neumann": _implicit(_neumann), "cg": _implicit(_cg)}

@@ -21,7 +21,7 @@ NETWORKS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "logistic": ({"width": 1, "batch": 200, "inputs": 64}, {"width": 1, "batch": 8, "inputs": 6}),
 }
 """Sizes of each network, and those of a smoke run."""
-LONG = ({"width": 128, "batch": 256, "inputs": 64}, {"width": 8, "batch": 4, "inputs": 12})
+LONG = ({"width": 192, "batch": 256, "inputs": 64}, {"width": 8, "batch": 4, "inputs": 12})
 """Sizes of the MLP that 200 steps are unrolled on."""
 LIMITS = {"mlp": 1.03, "convnet": 1.03, "transformer": 1.03, "logistic": 1.1}
 """Bounds on the time over the hand-written loop."""
@@ -30,7 +30,7 @@ PENALTIES = 30.0, 300.0
 STEP = 0.002
 """Of the Neumann series and of unrolled descent: below 2 over the largest curvature, 300 + 121 of the ConvNet."""
 CALLS = 10
-"""Rounds on the logistic regression for each round elsewhere: a call takes two milliseconds."""
+"""Rounds of linear solves on the logistic regression for each round elsewhere: a call takes two milliseconds."""
 PEERS = ("betty", "torchopt", "boat", "jaxopt")
 CLOSE = 0.01
 """Relative difference from the hand-written answer up to which a peer counts as having done the same work."""
@@ -55,6 +55,8 @@ def run(options: Options) -> dict[str, Any]:
                     implicit(sheet, processes, network, arrays, solver, terms)
             unrolled(sheet, processes, network, arrays)
         long(sheet, processes)
+        if not options.smoke:
+            compiled(sheet, processes)
     return sheet.save(finished=True)
 
 
@@ -81,7 +83,9 @@ def implicit(
         Method("engine", f"{solver} apart", settings),
         *(Method(peer, solver, settings) for peer in PEERS),
     ]
-    _measure(sheet, processes, case, network, methods, arrays, base=f"hand/{solver}")
+    calls = CALLS if network == "logistic" and not sheet.options.smoke else 1
+    repeats = calls * sheet.options.repeats
+    _measure(sheet, processes, case, network, methods, arrays, base=f"hand/{solver}", repeats=repeats)
     row, apart = f"engine/{solver}", f"engine/{solver} apart"
     _claim(sheet, case, row, "time", LIMITS[network])
     _claim(sheet, case, row, "memory", 1.15)
@@ -119,9 +123,32 @@ def long(sheet: Sheet, processes: Processes) -> None:
     ]
     case = f"small mlp, unrolled, {settings['steps']} steps"
     arrays = definite(random_arrays("mlp", **LONG[sheet.options.smoke]))
-    _measure(sheet, processes, case, "mlp", methods, arrays, base="engine/unrolled")
+    repeats = -(-sheet.options.repeats // 2)
+    _measure(sheet, processes, case, "mlp", methods, arrays, base="engine/unrolled", repeats=repeats)
     _claim(sheet, case, "engine/unrolled, iterates", "memory", 0.2, over="the whole graph")
     _claim(sheet, case, "engine/unrolled, iterates", "time", 1.5, over="the whole graph")
+
+
+def compiled(sheet: Sheet, processes: Processes) -> None:
+    """Measure compiled hypergradients, last of all: once the compiler is loaded, eager ones have to hold it off."""
+    arrays, settings = definite(random_arrays("logistic", **NETWORKS["logistic"][0])), {"terms": 10, "step": STEP}
+    for solver in ("neumann", "cg"):
+        case, ours, other = (
+            f"logistic, {solver}, 10 products, compiled",
+            f"engine/{solver} compiled",
+            f"jaxopt/{solver}",
+        )
+        methods = [Method(peer, solver, settings) for peer in ("hand", "jaxopt")]
+        methods.append(Method("engine", f"{solver} compiled", settings))
+        repeats = CALLS * sheet.options.repeats
+        _measure(sheet, processes, case, "logistic", methods, arrays, base=f"hand/{solver}", repeats=repeats)
+        own, jitted = sheet.value(case, ours, "time"), sheet.value(case, other, "time")
+        sheet.claim(
+            f"{case}: time over {other}",
+            None if own is None or jitted is None else own / jitted,
+            1.2,
+            noisy=sheet.noisy(case, ours) or sheet.noisy(case, other),
+        )
 
 
 def draw(result: dict[str, Any], figure: Figure) -> None:
@@ -139,9 +166,9 @@ def _measure(
     arrays: Mapping[str, Any],
     *,
     base: str,
+    repeats: int | None = None,
 ) -> None:
-    calls = CALLS if network == "logistic" and not sheet.options.smoke else 1
-    rows = measure(methods, network, arrays, processes, base=base, repeats=calls * sheet.options.repeats)
+    rows = measure(methods, network, arrays, processes, base=base, repeats=repeats or sheet.options.repeats)
     plain = rows.get("hand/training step", {}).get("seconds")
     for row in rows.values():
         if plain and "seconds" in row:

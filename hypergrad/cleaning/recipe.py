@@ -80,7 +80,8 @@ def algorithm_named(settings: Settings, *, online: bool) -> Algorithm[Any]:
         solver = linear.get(name, linear["neumann"])
         # training is cut short on purpose: at its end the weights fit the trusted examples' own peculiarities
         return Implicit(solver, inner=inner, damping=settings.damping, stationarity=math.inf)
-    known = {key.lower(): kind for key, kind in vars(bilevel).items() if _is_algorithm(kind)}
+    public = ((key, getattr(bilevel, key)) for key in dir(bilevel) if not key.startswith("_"))
+    known = {key.lower(): kind for key, kind in public if _is_algorithm(kind)}
     if name not in known:
         raise InputError(
             passed=f"Settings(algorithm={settings.algorithm!r}){did_you_mean(name, ['auto', *linear, *known])}",

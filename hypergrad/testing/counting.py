@@ -79,9 +79,18 @@ class _Second(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        ctx.evaluation.counter.products += 1
+        ctx.evaluation.counter.products += _vectors(grad_outputs[0])
         ctx.evaluation.in_product = True
         return grad_outputs[0], None
+
+
+def _vectors(cotangent: Tensor) -> int:
+    """Return how many vectors a reverse pass carries: several where products are taken in a block."""
+    inside: Any = torch
+    if not inside._C._functorch.is_legacy_batchedtensor(cotangent):
+        return 1
+    whole: Tensor = inside._remove_batch_dim(cotangent, 1, 0, 0)  # the level of is_grads_batched; the size is not read
+    return len(whole)
 
 
 class _OuterProbe(torch.autograd.Function):

@@ -121,8 +121,11 @@ class BSVRBv1(Blockwise):
         z, count = stack.flat(params), len(params)
         point = part.problem.linearise(part.layout.views(z), part.hparams, batches[0])
         units = torch.eye(stack.size, dtype=z.dtype, device=z.device)
-        columns = [stack.unflat(point.hvp(stack.flat(unit.expand(count, -1)))) for unit in units]
-        fresh = torch.stack(columns, dim=-1)
+        rows = torch.stack([stack.flat(unit.expand(count, -1)) for unit in units])
+        images = point.images(rows)
+        if point.diagonal is not None:
+            images.addcmul_(rows, point.diagonal)
+        fresh = torch.stack([stack.unflat(image) for image in images], dim=-1)
         if solution is None:
             check_tracked({"second derivatives": fresh}, 0)
             solution, _ = clipped(fresh, self.mu)

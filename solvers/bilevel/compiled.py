@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hypergrad import guards, tree
 from hypergrad.accumulated import Batches
+from hypergrad.algorithm import Hypergradient
 from hypergrad.errors import UnsupportedError
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import Problem
@@ -21,7 +23,6 @@ from hypergrad.shortage import is_shortage
 from hypergrad.solvers.bilevel.compiled_probe import Place, Reference, drew, flat
 from hypergrad.solvers.bilevel.compiler import Compiled, Compiler
 from hypergrad.solvers.bilevel.hypergradient_graph import CGGraph, Losses, NeumannGraph, graph
-from hypergrad.solvers.bilevel.implicit_remarks import Scales
 from hypergrad.solvers.linear.cg import CG
 from hypergrad.solvers.linear.neumann import Neumann, grows, status_of
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
@@ -41,7 +42,7 @@ class Solved:
     Attributes:
         grads: dF/dλ.
         value: f.
-        scales: what the distance from the inner optimum is judged by.
+        scales: f, |⟨q, ∇_θ g⟩|, ‖∇_θ g‖ and ‖∂f/∂θ‖.
         result: the linear solve; its value is flat where the solver starts from it, and else a tree.
         linearised: inner gradients made.
         mixed: 1 where the inner problem uses a hyperparameter, else 0.
@@ -49,7 +50,7 @@ class Solved:
 
     grads: Tree
     value: Tensor
-    scales: Scales
+    scales: tuple[float, float, float, float]
     result: LinearResult
     linearised: int
     mixed: int
@@ -76,6 +77,18 @@ def check_problem(problem: Problem) -> None:
             expected="an inner objective without constraints",
             do="leave compile out",
         )
+
+
+def excused(found: Hypergradient, algorithm: str, program: Program) -> Hypergradient:
+    """Return an eager hypergradient whose report says why it was not compiled, if there is a lasting reason."""
+    notes = dict(found.report.notes)
+    if program.refused is not None:
+        notes["compile"] = (
+            "this hypergradient is computed eagerly, and so are those to come of this problem: compiled, "
+            f"{program.refused}; leave compile out, or write the objectives so that torch.compile takes them whole "
+            "(fullgraph=True) with a C++ compiler at hand"
+        )
+    return dataclasses.replace(found, report=dataclasses.replace(found.report, algorithm=algorithm, notes=notes))
 
 
 class Program:
@@ -239,27 +252,27 @@ class Program:
     def _read(self, answer: Any, ready: _Ready, linear: Neumann | CG) -> Solved | None:
         """Return what the code found, ``None`` for what only the eager path can name; one look at the device."""
         numbers: list[float] = answer["numbers"].tolist()
+        loss, slope, gap, _, _, *told = numbers
         self.doubt = None
         if not math.isfinite(sum(numbers)):
             self.doubt = "it met NaN or infinity where the eager one does not"
-        if self.doubt is not None or not numbers[6]:
+        if self.doubt is not None or not told[0]:
             return None
         value: Any = answer["solution"]
         memory = ready.memory
         if isinstance(linear, Neumann):
-            status, residual, bent, products = _neumann_told(numbers[6:], linear.terms, answer["numbers"].dtype)
+            status, residual, bent, products = _neumann_told(told, linear.terms, answer["numbers"].dtype)
             if status is Status.DIVERGED:
                 self.doubt = "it diverged where the eager one does not"
                 return None
             if answer["vector"] is not None:
                 memory = {"top_vector": flat(answer["vector"])}
         else:
-            status, residual, bent, products = _cg_told(numbers[6:])
+            status, residual, bent, products = _cg_told(told)
             products += ready.started
             value = flat(value)
         result = LinearResult(value, status, residual, products + ready.products, bent, memory)
-        loss, reach, gap, slope = numbers[:4]
-        scales = Scales(loss, abs(slope), gap, lambda: reach)
+        scales = loss, slope, gap, told[0]
         return Solved(answer["grads"], answer["value"], scales, result, ready.linearised, self._mixed)
 
 

@@ -82,7 +82,8 @@ class Compiled:
         if len(self._functions) >= MOST:
             self._functions[key] = None
             return expected
-        function: Any = torch.compile(_with_own_code(make()), fullgraph=True, dynamic=False)
+        compiler: Any = torch.compile
+        function = compiler(_with_own_code(make()), fullgraph=True, dynamic=False)
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what the compiler remarks about itself

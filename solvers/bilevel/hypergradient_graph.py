@@ -237,18 +237,17 @@ def graph(losses: Losses, method: Method, count: int, *, last: bool) -> Any:
             carry = method.advance(system, carry, numbers, count)
             if not last:
                 return {**carry, "outer": outer}
-            return _ended(system, method, carry, outer, params)
+            return _ended(system, method, carry, outer)
 
     return run
 
 
-def _ended(system: System, method: Method, carry: Carry, outer: Answer, params: Tree) -> Answer:
+def _ended(system: System, method: Method, carry: Carry, outer: Answer) -> Answer:
     q, told = method.end(carry)
     mixed = system.mixed(q)
     grads = {key: value - mixed[key] for key, value in outer["hparams"].items()}
-    reach = carry["size"] * length(params)
     slope = dot(q, system.residual).abs()
-    scales = [outer["value"], reach, length(system.residual), slope, length(outer["hparams"]), length(grads)]
+    scales = [outer["value"], slope, length(system.residual), length(outer["hparams"]), length(grads)]
     solved, rest = method.checked(carry)
     return {
         "value": outer["value"],

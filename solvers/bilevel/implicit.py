@@ -28,7 +28,7 @@ from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory
 from hypergrad.problem import Problem
 from hypergrad.settings import check_kind, check_numbers
-from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem
+from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem, excused
 from hypergrad.solvers.bilevel.compiled_probe import Place
 from hypergrad.solvers.bilevel.compiler import Compiled
 from hypergrad.solvers.bilevel.implicit_remarks import Scales, remarks
@@ -82,11 +82,15 @@ class Implicit(Algorithm[ImplicitState]):
         damping: number of at least 0 added to H, in units of curvature; it biases the answer.
         stationarity: how far the rest of training may move the outer loss, at least 0, before a
             :class:`~hypergrad.errors.StationarityWarning` is given: relative to max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10).
+        compile: whether a whole hypergradient, without its training, is compiled by ``torch.compile``: True, or
+            :class:`~hypergrad.Compiled` with settings. Only with ``CG`` and ``Neumann``. What cannot be compiled, or
+            disagrees with eager products, is computed eagerly with a :class:`~hypergrad.errors.CompileWarning`.
 
     Cost: training; 1 inner gradient, 1 outer gradient; the linear solver's products and 1.
 
     Raises:
-        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate).
+        UnsupportedError: a hyperparameter that enters the inner solver only (a learning rate); ``compile`` with another
+            linear solver, a root, constraints, several outer batches as one, or for a backward pass.
         UnreachedError: a hyperparameter that enters nothing.
         TreeError: a ``response_vjp`` that returns other names or shapes than those of the hyperparameters.
         DivergenceError: a linear solve that diverged.
@@ -215,7 +219,7 @@ class Implicit(Algorithm[ImplicitState]):
         check_finite("the mixed product for hparams", grads, when="where training ended")
         mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
         cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
-        scales = Scales(loss, abs(slope), gap, lambda: steepness * tree.norm(params).item())
+        scales = Scales(loss, abs(slope), gap, steepness, params)
         report = self._report(scales, solution, cost, watch, kinks)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
@@ -234,7 +238,8 @@ class Implicit(Algorithm[ImplicitState]):
         program = Program.of(problem, self.linear, self._compiler, device)
         if program.refused is not None:
             plain = dataclasses.replace(self, compile=False)
-            return self._excused(program, *plain.step(problem, state, hparams))
+            found, after = plain.step(problem, state, hparams)
+            return excused(found, repr(self), program), after
         reached = partial(self._check_reached, hparams) if state.steps == 0 else None
         with program.pinned(training=self.inner is not None):
             params, cost = self.trained(problem, state, hparams)
@@ -247,29 +252,15 @@ class Implicit(Algorithm[ImplicitState]):
                 found, after = plain.step(again, dataclasses.replace(state, params=params), hparams)
                 program.refused = program.refused or program.doubt
                 report = dataclasses.replace(found.report, cost=cost + found.report.cost, seconds=watch.seconds())
-                return self._excused(program, dataclasses.replace(found, report=report), after)
+                return excused(dataclasses.replace(found, report=report), repr(self), program), after
         result = solved.result
         made = Cost(inner_gradients=solved.linearised, products=result.products + solved.mixed, outer_gradients=1)
         cost = made if self.inner is None else cost + made
-        report = self._report(solved.scales, result, cost, watch)
+        report = self._report(Scales(*solved.scales, params), result, cost, watch)
         following = ImplicitState(
             params, state.steps + 1, result.value if self.linear.uses_start else None, result.memory
         )
         return Hypergradient(solved.grads, params, solved.value, report), following
-
-    def _excused(
-        self, program: Program, found: Hypergradient, state: ImplicitState
-    ) -> tuple[Hypergradient, ImplicitState]:
-        """Say in the report of an eager hypergradient why it was not compiled."""
-        notes = dict(found.report.notes)
-        if program.refused is not None:
-            notes["compile"] = (
-                f"this hypergradient is computed eagerly, and so are those to come of this problem: compiled, "
-                f"{program.refused}; leave compile out, or write the objectives so that torch.compile takes them "
-                "whole (fullgraph=True) with a C++ compiler at hand"
-            )
-        report = dataclasses.replace(found.report, algorithm=repr(self), notes=notes)
-        return dataclasses.replace(found, report=report), state
 
     def attach(self, problem: Problem, params: Mapping[str, Tensor], hparams: Tree) -> Tree:
         """Return θ* = response(λ) as θ* + S(∇_θ g(θ*, λ)), where S is 0 forwards and −H⁻¹ backwards.

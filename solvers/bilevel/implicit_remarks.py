@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from hypergrad import tree
 from hypergrad.linear import LinearResult, Status
+from hypergrad.tree import Tree
 
 
 @final
@@ -18,19 +20,22 @@ class Scales:
         loss: f.
         error: how far f would move if training went on.
         gap: ‖∇_θ g‖.
-        reach: returns ‖∂f/∂θ‖ ‖θ‖, which is asked for where the error is large against f.
+        steepness: ‖∂f/∂θ‖.
+        params: θ.
     """
 
     loss: float
     error: float
     gap: float
-    reach: Callable[[], float]
+    steepness: float
+    params: Tree
 
     def far(self, share: float) -> bool:
         """Return whether the error is above a share of max(|f|, ‖∂f/∂θ‖ ‖θ‖ / 10)."""
         if not self.error > share * abs(self.loss):
             return False
-        return self.error > share * 0.1 * self.reach()  # a loss near zero is no scale to measure by
+        reach = self.steepness * tree.norm(self.params).item()  # a loss near zero is no scale to measure by
+        return self.error > share * 0.1 * reach
 
 
 def remarks(
@@ -62,6 +67,12 @@ def remarks(
         notes["convergence"] = (
             f"the linear solve stopped at a relative residual of {solution.residual:.3g} after "
             f"{solution.products} products; raise max_steps, give the penalty apart or use a preconditioner"
+        )
+    if solution.status is Status.STALLED:
+        notes["convergence"] = (
+            f"iterative refinement stalled at a relative residual of {solution.residual:.3g}: products of low "
+            "precision are too coarse for this Hessian, or it is not positive definite; raise product_dtype, "
+            "tighten its solver, or use the linear solver without hypergrad.Refined"
         )
     if kinks:
         notes["active_set"] = (

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hypergrad import tree
+from hypergrad import guards, shortage, tree
 from hypergrad.algorithm import check_finite
 from hypergrad.data import Fixed
-from hypergrad.errors import DivergenceError, NonFiniteError, NumericalError
+from hypergrad.errors import DivergenceError, InputError, NonFiniteError, NumericalError, UnsupportedError
 from hypergrad.lagrangian import Lagrangian
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import OuterGradients, Problem
+from hypergrad.solvers.linear.refined import Refined, converted
 from hypergrad.solvers.linear.spectrum import top_curvature
 from hypergrad.tree import Tree
 
@@ -25,6 +28,7 @@ class Point:
         """Draw an inner batch and build the graph of the inner gradient."""
         self.linear, self.damping, self.problem = linear, damping, problem
         self.batch = problem.draw_inner()
+        self._draws = guards.Draws.capture(tree.device_of(params)) if isinstance(linear, Refined) else None
         self.stationarity = problem.linearise(params, hparams, self.batch)
         self.linearised = 1
 
@@ -34,7 +38,7 @@ class Point:
         Raises:
             DivergenceError: the solve diverged.
         """
-        operator = Operator.of(self.stationarity, self.damping, redraw=self._redraw())
+        operator = Operator.of(self.stationarity, self.damping, redraw=self._redraw(), lower=self._lower)
         result = self.linear.solve_flat(operator, b, start, memory)
         if result.status is Status.DIVERGED:
             raise self._diverged(operator, b)
@@ -83,6 +87,34 @@ class Point:
             "negative curvature, hypergrad.MINRES, or hypergrad.Identity with the learning rate, which cannot diverge",
         )
 
+    def _lower(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Return products with the Hessian of the data part, on a second graph in a lower precision.
+
+        Raises:
+            UnsupportedError: the inner problem does not work, or computes in a higher precision all the same.
+        """
+        high = self.stationarity
+        assert self._draws is not None
+        self.linearised += 1
+        params, hparams = (converted(tree.detached(part), dtype) for part in (high.params, high.hparams))
+        try:
+            with guards.again(self._draws):  # the same masks of dropout
+                low = self.problem.linearise(params, hparams, converted(self.batch, dtype))
+        except (RuntimeError, InputError) as error:
+            if shortage.is_shortage(error):
+                raise
+            raise _not_lower(dtype, f"which fails there: {error}") from error
+        outputs = [low.loss] if low.loss is not None else list(low.ends().values())
+        if any(output.dtype != dtype for output in outputs):
+            raise _not_lower(dtype, f"which computes in {outputs[0].dtype} all the same, so that nothing is gained")
+
+        def product(v: Tensor) -> Tensor:
+            y = torch.zeros_like(v)
+            low.update(y, v, 1.0)
+            return y
+
+        return product
+
     def _redraw(self) -> Any:
         if self.problem.inner_data is None or isinstance(self.problem.inner_data, Fixed):
             return None
@@ -95,6 +127,15 @@ class Point:
             return Operator.of(fresh, self.damping)
 
         return redraw
+
+
+def _not_lower(dtype: torch.dtype, problem: str) -> UnsupportedError:
+    return UnsupportedError(
+        passed=f"Refined(product_dtype={dtype}) for an inner problem {problem}",
+        expected="an inner objective that computes in the precision of its parameters",
+        do='convert what it captures where it is used, x.to(params["weight"].dtype) and a module\'s buffers likewise, '
+        "pass data through a sampler, or use the linear solver without hypergrad.Refined",
+    )
 
 
 def _non_finite_product(name: str | None) -> NonFiniteError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards, tree
+from hypergrad.backward import pulled_back
 from hypergrad.inner import Iterate, Slots, UpdateRule
 from hypergrad.problem import Problem
 from hypergrad.stationarity import explained
@@ -152,12 +153,9 @@ class AdjointWindow:
         inputs = inputs or []
         ends = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
         with explained():
-            pulled = torch.autograd.grad(
-                [output for output, _ in ends],
-                [*inputs, *self.hparams.values()],
-                [weight for _, weight in ends],
-                allow_unused=True,  # None: this step does not depend on it
-            )
+            pulled = pulled_back(
+                [output for output, _ in ends], [*inputs, *self.hparams.values()], [weight for _, weight in ends]
+            )  # None: this step does not depend on it
         for name, share in zip(self.hparams, pulled[len(inputs) :], strict=True):
             if share is not None:
                 held = self.total[name]

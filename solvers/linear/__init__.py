@@ -12,5 +12,6 @@ from hypergrad.solvers.linear.nystrom import NystromPreconditioner as NystromPre
 from hypergrad.solvers.linear.preconditioners import Jacobi as Jacobi
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal as PenaltyDiagonal
 from hypergrad.solvers.linear.recycled import Recycled as Recycled
+from hypergrad.solvers.linear.refined import Refined as Refined
 from hypergrad.solvers.linear.scipy_solver import Scipy as Scipy
 from hypergrad.solvers.linear.stochastic import Stochastic as Stochastic

@@ -17,12 +17,12 @@ from hypergrad.linear import (
     Memory,
     Operator,
     Preconditioner,
-    Seen,
     Status,
     check_period,
 )
 from hypergrad.settings import check_counts, check_kind, check_numbers
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
+from hypergrad.solvers.linear.seen import Seen
 
 
 @final
@@ -45,7 +45,8 @@ class CG(LinearSolver):
         check_every: iterations between two looks at the residual. By default 1 on the CPU and 10 elsewhere, where
             a look waits for the device; iterations past the tolerance change nothing but their products count.
 
-    pᵀAp ≤ 0 ends the solve with the status ``negative_curvature`` and the iterate of the smallest residual seen.
+    pᵀAp ≤ 0 ends the solve with the status ``negative_curvature`` and the iterate of the smallest residual seen. A
+    solve that runs out of steps returns its last iterate: in the norm of A its error only falls, the residual may not.
     The residual reported is that of the recurrence; in float32 the true one levels off near 1e-7 times the
     condition number.
 
@@ -96,9 +97,10 @@ class CG(LinearSolver):
         every = check_period(self.check_every, b)
         if every == 1:
             found = _watched(operator, precondition, b, x0, target, self.max_steps)
-            return dataclasses.replace(
-                found, residual=found.residual / size, products=operator.products - made, memory=memory
-            )
+            products = whole.products - made
+            if self.preconditioner is not None:
+                memory = self.preconditioner.learn(memory, *seen.rows(), products - built)
+            return dataclasses.replace(found, residual=found.residual / size, products=products, memory=memory)
         state = _Iteration(operator, precondition, b, x0, target)
         least = float(state.length)
         best, status = state.x.clone(), _reached(least, target)
@@ -115,6 +117,8 @@ class CG(LinearSolver):
             status = _reached(residual, target)
             if status is None and bool(state.bent):
                 status = Status.NEGATIVE_CURVATURE
+        if status is None:
+            best, least = state.x, float(state.length)
         products = whole.products - made
         if self.preconditioner is not None:
             memory = self.preconditioner.learn(memory, *seen.rows(), products - built)
@@ -145,7 +149,7 @@ def _watched(
         operator.add(r, x0, -1.0)
     z = r if precondition is None else precondition(r)
     p, q, rz = z.clone(), torch.empty_like(b), float(torch.dot(r, z))
-    least = math.sqrt(rz) if precondition is None else float(torch.linalg.vector_norm(r))
+    least = residual = math.sqrt(rz) if precondition is None else float(torch.linalg.vector_norm(r))
     best, status = x, _reached(least, target)
     for _ in range(max_steps):
         if status is not None:
@@ -167,6 +171,8 @@ def _watched(
         x.add_(p, alpha=alpha)
         torch.add(z, p, alpha=_ratio(rz, previous, limit), out=p)
         status = _reached(residual, target)
+    if status is None:
+        best, least = x, residual
     return LinearResult(
         value=best,
         status=status or Status.MAX_STEPS,

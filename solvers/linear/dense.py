@@ -70,7 +70,10 @@ class Dense(LinearSolver):
 def materialise(operator: Operator) -> Tensor:
     """Return the matrix of an operator, with one product a column."""
     basis = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
-    return torch.stack([operator(column) for column in basis], dim=1)
+    matrix = operator.images(basis).mT.contiguous()
+    if operator.diagonal is not None:
+        matrix.diagonal().add_(operator.diagonal)
+    return matrix
 
 
 def _solve_symmetric(matrix: Tensor, b: Tensor) -> tuple[Tensor, bool]:

@@ -167,9 +167,7 @@ def sketch(operator: Operator, rank: int, seed: int) -> Sketch | None:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(operator.size, rank, generator=generator, dtype=torch.float64)
     omega = torch.linalg.qr(gaussian).Q.to(operator.device, operator.dtype)
-    image = torch.zeros(rank, operator.size, dtype=operator.dtype, device=operator.device)
-    for row, column in zip(image, omega.mT, strict=True):
-        operator.add_rest(row, column.contiguous())
+    image = operator.images(omega.mT)
     if not bool(torch.isfinite(image).all()):
         return None
     image = image.mT

@@ -110,10 +110,11 @@ class Jacobi(Preconditioner):
         age = memory.get("solves", 0)
         diagonal = memory.get("diagonal")
         if diagonal is None or age % self.refresh == 0:
-            diagonal = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
-            for probe in range(self.probes):
-                diagonal += operator(rademacher(operator, seed=age * self.probes + probe)).abs_()
-            diagonal /= self.probes
+            probes = torch.stack([rademacher(operator, seed=age * self.probes + k) for k in range(self.probes)])
+            images = operator.images(probes)
+            if operator.diagonal is not None:
+                images.addcmul_(probes, operator.diagonal)
+            diagonal = images.abs_().mean(dim=0)
         floor = torch.finfo(operator.dtype).eps * diagonal.max()
         inverse = diagonal.clamp(min=floor).reciprocal_()
         return inverse.mul, {"solves": age + 1, "diagonal": diagonal}

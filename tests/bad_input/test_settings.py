@@ -59,6 +59,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     hg.NystromPreconditioner: ("rank", "refresh"),
     hg.Nystrom: ("rank",),
     hg.Recycled: ("keep",),
+    hg.Refined: ("max_steps",),
     hg.Neumann: ("power_steps",),
     hg.Stochastic: ("steps",),
     hg.Newton: ("steps", "max_size"),
@@ -103,6 +104,7 @@ COUNTS: dict[Any, tuple[str, ...]] = {
 
 ABOVE_ZERO: dict[Any, tuple[str, ...]] = {
     hg.Auto: ("accuracy", "memory"),
+    hg.Compiled: ("tolerance",),
     hg.Identity: ("scale",),
     hg.Neumann: ("step",),
     hg.Newton: ("tolerance",),
@@ -141,6 +143,7 @@ NOT_NEGATIVE: dict[Any, tuple[str, ...]] = {
     hg.MINRES: ("rtol", "atol"),
     hg.GMRES: ("rtol", "atol"),
     hg.NormalCG: ("rtol", "atol"),
+    hg.Refined: ("rtol", "atol"),
     hg.Neumann: ("terms",),
     hg.ZoRD: ("queries",),
     hg.StocBiO: ("terms",),

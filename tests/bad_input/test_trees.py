@@ -313,6 +313,7 @@ def test_what_is_no_algorithm_is_refused_by_every_face(algorithm: Any, face: str
 MIXED_UP_PARTS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "implicit-linear": (lambda: hg.Implicit(hg.Newton()), ("Implicit(linear=", "Newton")),  # type: ignore[arg-type]
     "implicit-inner": (lambda: hg.Implicit(inner=torch.optim.SGD), ("Implicit(inner=", "SGD")),  # type: ignore[arg-type]
+    "refined-solver": (lambda: hg.Refined("cg"), ("Refined(solver=", "cg")),  # type: ignore[arg-type]
     "recycled-preconditioner": (lambda: hg.Recycled("jacobi"), ("Recycled(preconditioner=", "jacobi")),  # type: ignore[arg-type]
     "cg-preconditioner": (lambda: hg.CG(preconditioner="jacobi"), ("CG(preconditioner=", "jacobi")),  # type: ignore[arg-type]
     "zeroth-order-inner": (lambda: hg.ZerothOrder(hg.CG()), ("ZerothOrder(inner=", "CG")),  # type: ignore[arg-type]
