@@ -110,7 +110,7 @@ def accurate(sheet: Sheet, task: Task) -> None:
     ours = curve.first("gap", 1e-5)
     name = "L-BFGS-B, Newton, Dense"
     sheet.add(case, {name: {**entry(curve), "gap_hit": ours}}, best_value=best)
-    budget = 0.02 if smoke else min(max(1.5 * (ours or curve.cpu[-1]), 1.0), 3.0)
+    budget = 0.02 if smoke else min(max(1.2 * (ours or curve.cpu[-1]), 1.0), 5.0)
     first: list[float] = []
     found = recipes(task.batches)
     for method in list(found)[:2] if smoke else found:
