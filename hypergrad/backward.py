@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,3 +45,17 @@ def pulled_back(
         ends, weights, keep or record, record, starts, allow_unreachable=True, accumulate_grad=False
     )
     return found
+
+
+def widest(ends: list[Tensor]) -> int:
+    """Return the entries of the largest tensor that a reverse pass from here goes through, at least 1."""
+    largest, seen, waiting = 1, set(), [end.grad_fn for end in ends]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        shapes = [given.shape for given in node._input_metadata]
+        largest = max([largest, *(math.prod(shape) for shape in shapes)])
+        waiting += [following for following, _ in node.next_functions]
+    return largest

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from hypergrad import shortage
-from hypergrad.backward import pulled_back
+from hypergrad.backward import pulled_back, widest
 from hypergrad.errors import ObjectiveError
 from hypergrad.tree import Layout, Tree, dense
 from hypergrad.tree import norm as tree_norm
@@ -336,20 +335,6 @@ class Stationarity:
             torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
                 [t for t, _ in pairs], [p for _, p in pairs], alpha=alpha
             )
-
-
-def widest(ends: list[Tensor]) -> int:
-    """Return the entries of the largest tensor that a reverse pass from here goes through, at least 1."""
-    largest, seen, waiting = 1, set(), [end.grad_fn for end in ends]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        shapes = [given.shape for given in node._input_metadata]
-        largest = max([largest, *(math.prod(shape) for shape in shapes)])
-        waiting += [following for following, _ in node.next_functions]
-    return largest
 
 
 class _Ends:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, group_norm, layer_norm
 
 import hypergrad as hg
+from hypergrad.backward import widest
 from hypergrad.solvers.linear.dense import materialise
-from hypergrad.stationarity import Stationarity, widest
+from hypergrad.stationarity import Stationarity
 from hypergrad.tree import Tree
 
 GENERATOR = torch.Generator().manual_seed(0)
