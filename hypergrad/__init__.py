@@ -40,7 +40,6 @@ from hypergrad.kinds import kinds as kinds
 from hypergrad.linear import LinearResult as LinearResult
 from hypergrad.linear import LinearSolver as LinearSolver
 from hypergrad.linear import Operator as Operator
-from hypergrad.linear import Preconditioner as Preconditioner
 from hypergrad.linear import Status as Status
 from hypergrad.live import Live as Live
 from hypergrad.loaders import LoaderSampler as LoaderSampler
@@ -50,6 +49,7 @@ from hypergrad.outer_schedules import OuterSchedule as OuterSchedule
 from hypergrad.population import Member as Member
 from hypergrad.population import Population as Population
 from hypergrad.population import Selected as Selected
+from hypergrad.preconditioner import Preconditioner as Preconditioner
 from hypergrad.problem import Problem as Problem
 from hypergrad.projections import Halfspace as Halfspace
 from hypergrad.projections import Intersection as Intersection

@@ -167,6 +167,11 @@ class _Buffers:
         self.take_back()
         self.copies.clear()
 
+    @property
+    def current(self) -> bool:
+        """Whether these are the buffers that are lent on this thread now."""
+        return getattr(_here, "buffers", None) is self
+
     def take_back(self) -> None:
         """Put the owner's buffers where they were, and remember what the copies have become."""
         self.used = self.used or bool(self.lent)
@@ -246,8 +251,8 @@ def still() -> AbstractContextManager[None]:
     Inside of :func:`held` it only takes the buffers back afterwards; an evaluation within an evaluation, or one under
     other buffers, prepares everything anew.
     """
-    buffers: Any = getattr(_here, "held", None)
-    if not isinstance(buffers, _Buffers) or buffers.evaluating or getattr(_here, "buffers", None) is not buffers:
+    buffers: _Buffers | None = getattr(_here, "held", None)
+    if buffers is None or buffers.evaluating or not buffers.current:
         return _still()
     return buffers
 

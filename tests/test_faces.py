@@ -13,7 +13,8 @@ import torch
 
 import hypergrad as hg
 from hypergrad.algorithm import Algorithm
-from hypergrad.linear import LinearSolver, Preconditioner
+from hypergrad.linear import LinearSolver
+from hypergrad.preconditioner import Preconditioner
 from hypergrad.testing import KNOWN_PROBLEMS, KnownProblem, check_conformance, counted
 from hypergrad.testing.conformance import check_accuracy, relative_error
 from hypergrad.tree import Layout, leaves

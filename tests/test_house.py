@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inner_problem",),
     ("problem",),
     ("algorithm", "held_out", "linear"),
-    ("inner", "probe"),
+    ("inner", "preconditioner", "probe"),
     ("kinds", "memory"),
     ("solvers", "solvers.linear"),
     ("solvers.inner",),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hypergrad as hg
 from hypergrad import tree
-from hypergrad.linear import Preconditioner
+from hypergrad.preconditioner import Preconditioner
 from hypergrad.solvers.linear.dense import materialise
 from hypergrad.stationarity import Stationarity, rescale
 from hypergrad.tree import Tree

@@ -78,6 +78,7 @@ def _row(method: str, *, scan: bool) -> Any:
 
         def step(carry: Any, chosen: Any) -> tuple[Any, None]:
             z, q, x, tables = carry
+            direction = x
             for k in range(len(chosen[0])):
                 z, q, direction, tables = iterate(z, q, x, tables, chosen[0][k], chosen[1][k])
             return (z, q, x - rate * direction, tables), None

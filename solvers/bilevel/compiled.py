@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hypergrad import guards, tree
 from hypergrad.accumulated import Batches
@@ -196,7 +197,7 @@ class Program:
             else:
                 answer = self._in_blocks(inputs)
         if self.settings.cuda_graphs:  # the next replay writes where this answer lies
-            answer = torch.utils._pytree.tree_map_only(Tensor, torch.clone, answer)
+            answer = tree_map_only(Tensor, torch.clone, answer)
         return answer
 
     def _in_blocks(self, inputs: tuple[Any, ...]) -> Any:

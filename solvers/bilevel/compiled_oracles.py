@@ -173,6 +173,7 @@ def several_moves(problem: Problem, layout: Layout, outer_layout: Layout) -> Cal
 
     def moved(z: Tensor, q: Tensor, lam: list[Tensor], inner: Any, outer: Any, steps: Tensor) -> Row:
         looked: list[Tensor] = []
+        direct, mixed, value = lam, lam, steps[0, 0]  # of the last iteration; there is one at least
         for below, above, step in zip(inner, outer, steps.unbind(), strict=True):
             slope, product, mixed, outer_slope, direct, value = derive(z, q, lam, below, above)
             looked += [torch.dot(q, q), torch.dot(q, product), torch.dot(product, product)]

@@ -223,6 +223,7 @@ def graph(losses: Losses, method: Method, count: int, *, last: bool) -> Any:
         params: Tree, hparams: Tree, batch: Any, outer_batch: Any, numbers: Tree, start: Any, vector: Any, carry: Any
     ) -> Answer:
         device = next(iter(params.values())).device.type
+        slopes: Any = None
         with torch.autocast(device, enabled=False), sdpa_kernel(SDPBackend.MATH):
             if carry is None:
                 slopes, value = torch.func.grad_and_value(lambda p, h: losses.outer(p, h, outer_batch), argnums=(0, 1))(

@@ -326,6 +326,7 @@ class Oracles:
         def eager() -> tuple[Tensor, bool]:
             with evaluation.held() as held:
                 theta, v = z, q
+                found: Any = None
                 for (alpha, beta), below, above in zip(steps, inner, outer, strict=True):
                     found = self.directions(theta, v, below, above, rare=True)
                     theta, v = torch.sub(theta, found.params, alpha=alpha), torch.sub(v, found.linear, alpha=beta)

@@ -109,6 +109,7 @@ class SOBA(SingleLoop[AdjointState]):
         for _ in range(rest):
             _, _, state = self._iterate(oracles, state)
         z, q, made = oracles.layout.flatten(state.params), state.solution, state.made
+        value, direction = torch.zeros_like(q[0]), dict[str, Tensor]()  # of the last chunk; there is one at least
         for _ in range(chunks):
             steps = [
                 (scheduled(self, "step_size", k), scheduled_like(self, "linear_step_size", "step_size", k))

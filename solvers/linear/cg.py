@@ -16,10 +16,10 @@ from hypergrad.linear import (
     LinearSolver,
     Memory,
     Operator,
-    Preconditioner,
     Status,
     check_period,
 )
+from hypergrad.preconditioner import Preconditioner
 from hypergrad.settings import check_counts, check_kind, check_numbers
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
 from hypergrad.solvers.linear.seen import Seen

@@ -15,9 +15,9 @@ from hypergrad.linear import (
     LinearSolver,
     Memory,
     Operator,
-    Preconditioner,
     Status,
 )
+from hypergrad.preconditioner import Preconditioner
 from hypergrad.settings import check_counts, check_numbers
 
 Sketch = tuple[Tensor, Tensor]

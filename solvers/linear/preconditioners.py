@@ -9,7 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hypergrad.linear import Memory, Operator, Preconditioner
+from hypergrad.linear import Memory, Operator
+from hypergrad.preconditioner import Preconditioner
 from hypergrad.settings import check_counts
 
 
