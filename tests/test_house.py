@@ -92,6 +92,7 @@ SMOKE: dict[str, dict[str, Any]] = {
 }
 """Arguments with which the ``main`` of each benchmark is over in seconds."""
 PARTS = {
+    "exact",
     *("finite_sums", "harness", "memory", "plots", "problems", "race", "race_data", "race_problems", "race_tuning"),
     *("results", "scaled", "single_loop"),
 }
