@@ -45,7 +45,9 @@ ABOUT = """\
 Relative error of the hypergradient in float64 at the inner optimum, against dense solves (for the ConvNet with a
 Hessian from autograd in float64), by the number of products with the inner Hessian that a method is given; one more
 product, the mixed one, is everybody's, as is one for the residual of the start with TorchOpt, curvlinops and the JAX
-libraries. Neumann's step is 1 / L. The default of ours is conjugate gradients with the penalty given apart. Noise over
+libraries. Neumann's step is 1 / L. The default of ours is conjugate gradients with the penalty given apart, whose
+diagonal preconditions: it is behind plain conjugate gradients in the first products where the penalties are not what
+spreads the curvature. Noise over
 signal is the standard deviation of twelve hypergradients of one point of a network with dropout 0.1 over their mean;
 drift is how far they move the running statistics of BatchNorm, relative to their size. JAX draws from a key that its
 user holds, and is left out there."""
