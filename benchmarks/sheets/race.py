@@ -35,14 +35,15 @@ COLUMNS = {
     "cosine": ("its cosine", ".3f"),
 }
 ABOUT = (
-    "CPU seconds until the target is reached for the first time, set-up of the row included; targets are looked at "
-    "with the clock stopped. Medians over seeds; accuracy, F1 and loss after the whole budget of outer steps. Rows "
-    "without a remark train and move alike: gradient descent and Adam on full batches, warm-started, ten inner steps "
-    "and ten terms, the two step sizes from one grid on other seeds (`python -m benchmarks.race_tuning`; for the "
-    "hidden units and the penalties on one seed and a part of the grid). Our setting was chosen on other seeds, too, "
-    "but by a longer search that moved inner steps and terms as well: the rows of the others at our setting show how much of "
-    "the lead is the setting and not the library. The first hypergradient at a trained model is compared with an "
-    "accurate one: a wrong one can win a race. jaxopt is compiled before the clock starts."
+    "CPU seconds until the target is reached for the first time, set-up of the row included; targets are looked "
+    "at with the clock stopped. Medians over seeds; accuracy, F1 and loss after the whole budget of outer steps. "
+    "Rows without a remark train and move alike: gradient descent and Adam on full batches, warm-started, ten "
+    "inner steps and ten terms, the two step sizes from one grid on other seeds (`python -m "
+    "benchmarks.race_tuning`; for the hidden units and the penalties on one seed and a part of the grid). Our "
+    "setting was chosen on other seeds, too, but by a longer search that moved inner steps and terms as well: the"
+    " rows of the others at our setting show how much of the lead is the setting and not the library. The first "
+    "hypergradient at a trained model is compared with an accurate one: a wrong one can win a race. jaxopt is "
+    "compiled before the clock starts."
 )
 SEEDS = 5
 FIRST = 10
