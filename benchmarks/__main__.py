@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     try:
         if given.command == "run":
-            _run(given)
+            status = _run(given)
     except KeyboardInterrupt:
         status = INTERRUPTED
         print(f"interrupted: what was measured is in {given.out}", file=sys.stderr)
@@ -59,14 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
+    """Measure sheet by sheet; one that fails is told and does not stop the others."""
     torch.set_num_threads(1)
+    status = 0
     peers = tuple(PEERS) if given.peers is None else (*OURS, *given.peers)
     options = Options(peers, given.repeats, given.smoke, given.build, given.out, given.device, given.timeout)
     for name in SHEETS if "all" in given.names else given.names:
         sheet: Any = importlib.import_module(f"benchmarks.sheets.{name}")
-        result = sheet.run(options)
-        plots.write(given.out / f"{name}.png", result, sheet.draw)
+        try:
+            result = sheet.run(options)
+            plots.write(given.out / f"{name}.png", result, sheet.draw)
+        except Exception:
+            traceback.print_exc()
+            print(f"the sheet {name} failed: what it measured is in {given.out}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _count(text: str) -> int:

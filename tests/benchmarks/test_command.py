@@ -123,13 +123,25 @@ def test_an_interrupt_before_the_first_case_has_its_status(register: Any, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_in_a_sheet_is_not_hidden(register: Any, tmp_path: Path) -> None:
+def test_an_error_in_a_sheet_is_told_and_the_others_go_on(
+    register: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def wrong(options: Options) -> None:
+        started(options)
         raise ZeroDivisionError("in the sheet")
 
     register(wrong)
-    with pytest.raises(ZeroDivisionError, match="in the sheet"):
-        command.main(["run", "fake", "--out", str(tmp_path)])
+    other: Any = ModuleType("benchmarks.sheets.other")
+    other.run, other.draw = lambda options: Sheet("other", "Another", options).save(finished=True), draw
+    monkeypatch.setitem(sys.modules, "benchmarks.sheets.other", other)
+    for module in (command, results):
+        monkeypatch.setattr(module, "SHEETS", ("fake", "other"))
+    assert command.main(["run", "all", "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: in the sheet" in told
+    assert f"the sheet fake failed: what it measured is in {tmp_path}" in told
+    assert strict(tmp_path / "fake.json")["finished"] is False
+    assert strict(tmp_path / "other.json")["finished"] is True
 
 
 def test_a_smoke_run_judges_nothing(register: Any, tmp_path: Path) -> None:
