@@ -32,6 +32,7 @@ from hypergrad.domains import Positive as Positive
 from hypergrad.domains import Simplex as Simplex
 from hypergrad.domains import UnitInterval as UnitInterval
 from hypergrad.hypergradient import hypergradient as hypergradient
+from hypergrad.hypergradient import hypergradients as hypergradients
 from hypergrad.inner import InnerSolver as InnerSolver
 from hypergrad.inner import Tuned as Tuned
 from hypergrad.kinds import Entry as Entry

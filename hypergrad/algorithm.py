@@ -33,7 +33,7 @@ from hypergrad.errors import (
     UnreachedError,
     UnsupportedError,
 )
-from hypergrad.problem import Problem
+from hypergrad.problem import Objective, Problem
 from hypergrad.tree import Tree
 from hypergrad.versions import Versions
 
@@ -200,6 +200,12 @@ class Algorithm(ABC, Generic[S]):
     @abstractmethod
     def step(self, problem: Problem, state: S, hparams: Tree) -> tuple[Hypergradient, S]:
         """Train from the state and return the hypergradient at ``hparams`` with the next state."""
+
+    def several(
+        self, problem: Problem, state: S, hparams: Tree, outers: Mapping[str, Objective]
+    ) -> dict[str, Hypergradient]:
+        """Return the hypergradient of each of several outer objectives: by a step each, from the same state."""
+        return {name: self.step(problem.with_outer(outer), state, hparams)[0] for name, outer in outers.items()}
 
     @abstractmethod
     def response(self, problem: Problem, state: S, hparams: Tree) -> Tree:

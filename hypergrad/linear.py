@@ -336,6 +336,13 @@ class LinearSolver(ABC):
             return LinearResult(b, Status.CONVERGED, 0.0, 0, memory=memory)
         return self._solve(operator, b, x0, memory)
 
+    def solve_rows(self, operator: Operator, rows: Tensor) -> list[LinearResult]:
+        """Solve A x = b for each row b of a matrix: one after the other, where a solver has no better way."""
+        found: list[LinearResult] = []
+        for b in rows:
+            found.append(self.solve_flat(operator, b, None, found[-1].memory if found else {}))
+        return found
+
     @abstractmethod
     def budget(self, size: int) -> int:
         """Return the products of a first solve with ``size`` unknowns, or the most where a tolerance can end it."""

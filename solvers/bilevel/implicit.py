@@ -26,7 +26,7 @@ from hypergrad.algorithm import (
 from hypergrad.errors import UnsupportedError
 from hypergrad.inner import InnerSolver, Tuned, UpdateRule
 from hypergrad.linear import LinearResult, LinearSolver, Memory
-from hypergrad.problem import Problem
+from hypergrad.problem import Objective, Problem
 from hypergrad.settings import check_kind, check_numbers
 from hypergrad.solvers.bilevel.compiled import Program, check_compiled, check_problem, excused
 from hypergrad.solvers.bilevel.compiled_probe import Place
@@ -207,23 +207,55 @@ class Implicit(Algorithm[ImplicitState]):
                     found = known_response(self, problem, params, hparams, outer, cost, watch, first=state.steps == 0)
                     return found, ImplicitState(params, state.steps + 1)
                 point = Point(self.linear, self.damping, problem, params, hparams)
-            loss, gap, steepness = point.check(outer)
+            numbers = point.check(outer)
             b = point.stationarity.layout.flatten(outer.params)
             outer.params.clear()
-            solution = point.solve(b, state.solution, state.memory)
-            slope, kinks = point.stationarity.slope(solution.value).item(), point.kinks()
-            point.check_solution(solution, b, finite=math.isfinite(slope))
-            grads = outer.minus(point.stationarity.cross(solution.value, last=True))
+            solution, kinks = point.solve(b, state.solution, state.memory), point.kinks()
+            grads, scales = point.mixed(outer, b, numbers, solution, last=True)
         if state.steps == 0:
             self._check_reached(hparams, point.stationarity.reached | set(outer.hparams))
         check_finite("the mixed product for hparams", grads, when="where training ended")
-        mixed = int(bool(point.stationarity.reached))  # autograd makes no pass for what the inner problem does not use
-        cost += Cost(inner_gradients=point.linearised, products=solution.products + mixed, outer_gradients=1)
-        scales = Scales(loss, abs(slope), gap, steepness, params)
+        cost += Cost(inner_gradients=point.linearised) + point.spent(solution)
         report = self._report(scales, solution, cost, watch, kinks)
         keep = solution.value if self.linear.uses_start else None
         following = ImplicitState(params, state.steps + 1, keep, solution.memory)
         return Hypergradient(grads, params, outer.value, report), following
+
+    def several(
+        self, problem: Problem, state: ImplicitState, hparams: Tree, outers: Mapping[str, Objective]
+    ) -> dict[str, Hypergradient]:
+        """Train once, build one graph of ∇_θ g, and return the hypergradient of each outer objective.
+
+        The systems H q = ∂f/∂θ share H, so that the linear solver takes all of them at once where it can. Training and
+        the graph are in the cost of the first.
+        """
+        if self.compile or problem.response_vjp is not None:
+            return super().several(problem, state, hparams, outers)
+        device = tree.device_of(state.params)
+        watch = Stopwatch(device)
+        found: dict[str, Hypergradient] = {}
+        with guards.pinned_rng(device):
+            params, cost = self.trained(problem, state, hparams)
+            batch = problem.draw_outer()
+            with evaluation.held():
+                ends = {
+                    name: problem.with_outer(outer).outer_gradients(params, hparams, batch)
+                    for name, outer in outers.items()
+                }
+                point = Point(self.linear, self.damping, problem, params, hparams)
+            numbers = [point.check(outer) for outer in ends.values()]
+            rows = torch.stack([point.stationarity.layout.flatten(outer.params) for outer in ends.values()])
+            solutions, kinks = point.solve_rows(rows), point.kinks()
+            cost += Cost(inner_gradients=point.linearised)
+            for place, ((name, outer), solution) in enumerate(zip(ends.items(), solutions, strict=True)):
+                last = place == len(ends) - 1
+                grads, scales = point.mixed(outer, rows[place], numbers[place], solution, last=last)
+                check_finite(f"the mixed product for hparams of {name}", grads, when="where training ended")
+                report = self._report(scales, solution, cost + point.spent(solution), watch, kinks)
+                found[name] = Hypergradient(grads, params, outer.value, report)
+                cost = Cost()
+        self._check_reached(hparams, point.stationarity.reached.union(*(outer.hparams for outer in ends.values())))
+        return found
 
     @property
     def _compiler(self) -> Compiled:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from hypergrad import guards, shortage, tree
-from hypergrad.algorithm import check_finite
+from hypergrad.algorithm import Cost, check_finite
 from hypergrad.data import Fixed
 from hypergrad.errors import DivergenceError, InputError, NonFiniteError, NumericalError, UnsupportedError
 from hypergrad.lagrangian import Lagrangian
 from hypergrad.linear import LinearResult, LinearSolver, Memory, Operator, Status
 from hypergrad.problem import OuterGradients, Problem
+from hypergrad.solvers.bilevel.implicit_remarks import Scales
 from hypergrad.solvers.linear.refined import Refined, converted
 from hypergrad.solvers.linear.spectrum import top_curvature
 from hypergrad.tree import Tree
@@ -38,11 +39,27 @@ class Point:
         Raises:
             DivergenceError: the solve diverged.
         """
-        operator = Operator.of(self.stationarity, self.damping, redraw=self._redraw(), lower=self._lower)
+        operator = self._operator()
         result = self.linear.solve_flat(operator, b, start, memory)
         if result.status is Status.DIVERGED:
             raise self._diverged(operator, b)
         return result
+
+    def solve_rows(self, rows: Tensor) -> list[LinearResult]:
+        """Solve H q = b for each row b.
+
+        Raises:
+            DivergenceError: a solve diverged.
+        """
+        operator = self._operator()
+        results = self.linear.solve_rows(operator, rows)
+        for result, b in zip(results, rows, strict=True):
+            if result.status is Status.DIVERGED:
+                raise self._diverged(operator, b)
+        return results
+
+    def _operator(self) -> Operator:
+        return Operator.of(self.stationarity, self.damping, redraw=self._redraw(), lower=self._lower)
 
     def check(self, outer: OuterGradients) -> tuple[float, float, float]:
         """Return f, ‖∇_θ g‖ and ‖∂f/∂θ‖ after checking that both objectives are finite here; one look at the device."""
@@ -61,6 +78,35 @@ class Point:
         if finite and result.status is not Status.NON_FINITE:
             return
         raise _non_finite_product(self._broken(b))
+
+    def mixed(
+        self,
+        outer: OuterGradients,
+        b: Tensor,
+        numbers: tuple[float, float, float],
+        result: LinearResult,
+        *,
+        last: bool,
+    ) -> tuple[Tree, Scales]:
+        """Return ∂f/∂λ − (∂²g/∂θ∂λ)ᵀ q, and what the distance from the inner optimum is judged by.
+
+        Args:
+            outer: the outer gradients; those of θ are not looked at.
+            b: ∂f/∂θ, flat.
+            numbers: what :meth:`check` returned.
+            result: of the solve, with q.
+            last: whether the graph may be freed.
+        """
+        loss, gap, steepness = numbers
+        slope = self.stationarity.slope(result.value).item()
+        self.check_solution(result, b, finite=math.isfinite(slope))
+        grads = outer.minus(self.stationarity.cross(result.value, last=last))
+        return grads, Scales(loss, abs(slope), gap, steepness, self.stationarity.params)
+
+    def spent(self, result: LinearResult) -> Cost:
+        """Return the passes of a solve and its mixed product, which autograd leaves out where nothing is reached."""
+        mixed = int(bool(self.stationarity.reached))
+        return Cost(products=result.products + mixed, outer_gradients=1)
 
     def kinks(self) -> list[int]:
         """Return the flat places of inequalities that are active with a multiplier of zero."""

@@ -21,6 +21,7 @@ from hypergrad.linear import (
 )
 from hypergrad.preconditioner import Preconditioner
 from hypergrad.settings import check_counts, check_kind, check_numbers
+from hypergrad.solvers.linear.lockstep import lockstep
 from hypergrad.solvers.linear.preconditioners import PenaltyDiagonal
 from hypergrad.solvers.linear.seen import Seen
 
@@ -83,6 +84,18 @@ class CG(LinearSolver):
     def budget(self, size: int) -> int:
         """Return the iterations and the preconditioner's products."""
         return self.max_steps + (0 if self.preconditioner is None else self.preconditioner.budget(size))
+
+    def solve_rows(self, operator: Operator, rows: Tensor) -> list[LinearResult]:
+        """Solve for all rows in step, with one preconditioner and the products of an iteration in one block."""
+        if len(rows) < 2 or not operator.symmetric:
+            return super().solve_rows(operator, rows)
+        made, precondition = operator.products, None
+        if self.preconditioner is not None:
+            precondition, _ = self.preconditioner.build(operator, {})
+        built = operator.products - made
+        found = lockstep(operator, rows, precondition, rtol=self.rtol, atol=self.atol, most=self.max_steps)
+        found[0] = dataclasses.replace(found[0], products=found[0].products + built)
+        return found
 
     def _solve(self, operator: Operator, b: Tensor, x0: Tensor | None, memory: Memory) -> LinearResult:
         whole, made, built = operator, operator.products, 0
