@@ -98,7 +98,15 @@ def rates() -> str:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     measured = importlib.import_module("tests.rates").RATES
-    header = ["row", "claimed slope", "measured slope, three seeds", "against", "claim", "setting", "fails without"]
+    header = [
+        "row",
+        "claimed slope",
+        "measured slope (three seeds where no other number stands)",
+        "against",
+        "claim",
+        "setting",
+        "fails without",
+    ]
     return table(header, [[f"`{name}`", *map(cell, written(rate))] for name, rate in measured.items()])
 
 

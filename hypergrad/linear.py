@@ -286,6 +286,8 @@ class LinearSolver(ABC):
     """Whether the solution is exact in the limit of its tolerance; the others are biased by design."""
     uses_start: ClassVar[bool]
     """Whether a starting point helps."""
+    graphs: ClassVar[int] = 1
+    """Graphs of ∇_θ g that the products of one solve need."""
     cost: ClassVar[str]
     """Products of one solve, in words."""
 

@@ -56,6 +56,25 @@ def implicit(name: str, linear: Callable[[KnownProblem], LinearSolver], **option
     )
 
 
+def half(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float64 else torch.bfloat16
+
+
+def refined(known: KnownProblem) -> hg.Refined:
+    dtype = next(iter(known.params.values())).dtype
+    return hg.Refined(hg.CG(rtol=1e-2), product_dtype=half(dtype), rtol=rtol(known))
+
+
+def follows(known: KnownProblem) -> bool:
+    """Whether the inner objective takes parameters of half the precision: it holds no tensor of its own."""
+    params, hparams = ({k: v.to(half(v.dtype)) for k, v in part.items()} for part in (known.params, known.hparams))
+    try:
+        value = known.problem.inner(params, hparams) if known.problem.inner is not None else None
+    except RuntimeError:
+        return False
+    return value is not None and value.dtype == next(iter(params.values())).dtype
+
+
 def neumann(terms: int, known: KnownProblem) -> hg.Neumann:
     return hg.Neumann(terms, step=known.step or 0.5)
 
@@ -79,6 +98,13 @@ IMPLICIT = [
     implicit("gmres", lambda known: hg.GMRES(rtol=rtol(known)), adaptive=True),
     implicit("gmres-restarted", lambda known: hg.GMRES(rtol=rtol(known), restart=4, max_steps=300), adaptive=True),
     implicit("normal-cg", lambda known: hg.NormalCG(rtol=rtol(known)), adaptive=True),
+    Row(
+        name="implicit-refined",
+        build=lambda known: hg.Implicit(refined(known), inner=fitted(known)),
+        expected=truth,
+        applies=lambda known: solvable(hg.CG(), known) and follows(known),
+        adaptive=True,
+    ),
     implicit("dense", lambda known: hg.Dense()),
     implicit("scipy", lambda known: hg.Scipy(scipy.sparse.linalg.gmres, {"rtol": rtol(known)}), opaque=True),
     implicit("nystrom-full-rank", lambda known: hg.Nystrom(rank=20, damping=0.0), tolerance32=2e-3),

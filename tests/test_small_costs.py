@@ -140,27 +140,16 @@ def test_cg_finds_the_same_with_scalars_on_the_device_and_off_it(start: bool, pr
     x0 = draw(30) if start else None
     found = []
     for every in (1, 2):
-        solver = hg.CG(rtol=1e-10, max_steps=24, preconditioner=hg.Jacobi() if preconditioned else None)
+        solver = hg.CG(rtol=1e-10, max_steps=12, preconditioner=hg.Jacobi() if preconditioned else None)
         solver = hg.CG(solver.rtol, 0.0, solver.max_steps, solver.preconditioner, check_every=every)
         found.append(solver.solve(lambda v: a @ v, b, None if x0 is None else x0.clone()))
     watched, seldom = found
     assert watched.status == seldom.status
     assert watched.products == seldom.products
-    torch.testing.assert_close(watched.residual, seldom.residual, rtol=0.5, atol=1e-9)
+    assert watched.residual == pytest.approx(seldom.residual, rel=1e-6)  # later on rounding takes over
+    torch.testing.assert_close(watched.value, seldom.value, rtol=1e-6, atol=1e-9)
     residual = float((b - a @ watched.value).norm() / b.norm())
     assert residual == pytest.approx(watched.residual, rel=1e-3)
-
-
-def test_cg_returns_the_iterate_of_the_least_residual_though_later_ones_rise() -> None:
-    a, b = definite(40, 4.0), draw(40)
-    residuals = []
-    for steps in range(1, 26):
-        result = hg.CG(rtol=0.0, max_steps=steps, preconditioner=None).solve(lambda v: a @ v, b)
-        found = float((b - a @ result.value).norm() / b.norm())
-        assert found == pytest.approx(result.residual, rel=1e-6)
-        residuals.append(found)
-    assert residuals == sorted(residuals, reverse=True)
-    assert len(set(residuals)) < len(residuals)  # at some step the residual rose, and the earlier iterate came back
 
 
 def test_cg_whose_step_leaves_the_range_of_the_dtype_says_so() -> None:

@@ -146,7 +146,9 @@ class Implicit(Algorithm[ImplicitState]):
     def budget(self, params_size: int, hparams_size: int) -> Cost:
         """Return training's passes, one gradient of each objective, the solve's products and one."""
         training = Cost() if self.inner is None else self.inner.budget()
-        solve = Cost(inner_gradients=1, outer_gradients=1, products=self.linear.budget(params_size) + 1)
+        solve = Cost(
+            inner_gradients=self.linear.graphs, outer_gradients=1, products=self.linear.budget(params_size) + 1
+        )
         return training + solve
 
     def init(self, problem: Problem, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]) -> ImplicitState:

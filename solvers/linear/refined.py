@@ -80,6 +80,7 @@ class Refined(LinearSolver):
     needs_definite = True
     uses_start = True
     exact = True
+    graphs = 2
     cost = "1 a correction, and the solver's in low precision for each"
 
     def __post_init__(self) -> None:
