@@ -49,7 +49,6 @@ PEERS = {
         Peer("jaxopt", "jax"),
         Peer("optimistix", "jax"),
         Peer("optuna", "optuna"),
-        Peer("sklearn", "sklearn"),
     )
 }
 """All peers; the first two are the hand-written loop that everything is measured against, and this library."""

@@ -306,9 +306,6 @@ def _claims(sheet: Sheet, case: Case) -> None:
         times = [rows[name]["seconds"] for name in tuned if _of(name, peers) and "seconds" in rows.get(name, {})]
         ratio = mine / min(times) if mine is not None and times else None
         sheet.claim(f"{case.title}: our CPU seconds over those of the {text}", ratio, 0.5)
-    if case.problem == "cleaning linear":
-        text = "our CPU seconds; half of what the best peer took at untuned step sizes (0.7 s)"
-        sheet.claim(f"{case.title}: {text}", mine, 0.35)
     finals = [
         rows[name][case.final] for name in tuned if _of(name, (*TORCH, "jaxopt")) and case.final in rows.get(name, {})
     ]
